@@ -1,0 +1,2 @@
+//! The `chronon` command.
+fn main() {}

@@ -1,0 +1,53 @@
+//! Checksums that name content: BLAKE3, cut to 128 bits.
+
+use core::fmt;
+
+/// The first 128 bits of a BLAKE3 hash. Names an entry, a body or a chunk by its content.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Checksum([u8; 16]);
+
+impl Checksum {
+    /// The checksum of some bytes.
+    pub fn of(bytes: &[u8]) -> Checksum {
+        Checksum::cut(blake3::hash(bytes))
+    }
+
+    /// The checksum of several pieces, each preceded by its length, so that no two lists of pieces collide.
+    pub fn of_pieces(pieces: &[&[u8]]) -> Checksum {
+        let mut hasher = blake3::Hasher::new();
+        for piece in pieces {
+            hasher.update(&(piece.len() as u64).to_le_bytes());
+            hasher.update(piece);
+        }
+        Checksum::cut(hasher.finalize())
+    }
+
+    /// A checksum as read from bytes.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Checksum {
+        Checksum(bytes)
+    }
+
+    /// The bytes of the checksum.
+    pub const fn to_bytes(self) -> [u8; 16] {
+        self.0
+    }
+
+    fn cut(hash: blake3::Hash) -> Checksum {
+        let (first, _) = hash.as_bytes().split_at(16);
+        Checksum(first.try_into().expect("a BLAKE3 hash has 32 bytes"))
+    }
+}
+
+impl fmt::Debug for Checksum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The first four bytes in hex: enough for a person to tell entries apart.
+impl fmt::Display for Checksum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, ..] = self.0;
+        write!(f, "{a:02x}{b:02x}{c:02x}{d:02x}")
+    }
+}

@@ -1,0 +1,157 @@
+//! An entry: what gets ordered. It never changes; re-sent, inherited or repaired, it is the same bytes.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use crate::{Checksum, ClusterId, Op, OpRef, Release, Stamp, Timestamp};
+
+/// The bytes of an encoded entry header, checksum included.
+pub const ENTRY_HEADER_SIZE: usize = 192;
+
+/// The largest body of an entry: one command of 1 MiB with its envelope, or a batch of smaller ones.
+pub const BODY_SIZE_MAX: usize = 1024 * 1024 + 64 * 1024;
+
+/// What an entry's checksum covers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct EntryHeader {
+    /// The cluster that it belongs to.
+    pub cluster: ClusterId,
+    /// The stamp whose primary first prepared it.
+    pub born: Stamp,
+    /// Its place in the log.
+    pub op: Op,
+    /// The checksum of the entry before it.
+    pub parent: Checksum,
+    /// The ring charge of every entry before it (`crate::charge`), the same on every replica.
+    pub offset: u64,
+    /// Log time: strictly increasing.
+    pub timestamp: Timestamp,
+    /// The newest op that its primary knew committed when it prepared this one.
+    pub commit: Op,
+    /// The release that the body is written for.
+    pub release: Release,
+    /// Bytes of the body: 0 to [`BODY_SIZE_MAX`].
+    pub body_size: u32,
+    /// The checksum of the body.
+    pub body_checksum: Checksum,
+}
+
+impl EntryHeader {
+    /// The checksum over every field: it names the entry, its body and (through `parent`) its whole past.
+    pub fn checksum(&self) -> Checksum {
+        Checksum::of(&self.fields())
+    }
+
+    /// Place and checksum.
+    pub fn op_ref(&self) -> OpRef {
+        OpRef { op: self.op, checksum: self.checksum() }
+    }
+
+    /// Checksum, then the fields, then zeros.
+    pub fn encode(&self) -> [u8; ENTRY_HEADER_SIZE] {
+        let fields = self.fields();
+        let mut bytes = [0; ENTRY_HEADER_SIZE];
+        bytes[..16].copy_from_slice(&Checksum::of(&fields).to_bytes());
+        bytes[16..16 + FIELDS_SIZE].copy_from_slice(&fields);
+        bytes
+    }
+
+    /// Reads what [`EntryHeader::encode`] wrote. None if any byte differs from what a header can be.
+    pub fn decode(bytes: &[u8; ENTRY_HEADER_SIZE]) -> Option<EntryHeader> {
+        let fields: &[u8; FIELDS_SIZE] = bytes[16..16 + FIELDS_SIZE].try_into().expect("the sizes are constants");
+        if bytes[..16] != Checksum::of(fields).to_bytes() || bytes[16 + FIELDS_SIZE..].iter().any(|byte| *byte != 0)
+        {
+            return None;
+        }
+        let mut rest: &[u8] = fields;
+        let header = EntryHeader {
+            cluster: ClusterId::new(u128::from_le_bytes(take(&mut rest))),
+            born: Stamp {
+                epoch: crate::Epoch::new(u64::from_le_bytes(take(&mut rest))),
+                view: crate::View::new(u64::from_le_bytes(take(&mut rest))),
+            },
+            op: Op::new(u64::from_le_bytes(take(&mut rest))),
+            parent: Checksum::from_bytes(take(&mut rest)),
+            offset: u64::from_le_bytes(take(&mut rest)),
+            timestamp: Timestamp::from_nanos(u64::from_le_bytes(take(&mut rest))),
+            commit: Op::new(u64::from_le_bytes(take(&mut rest))),
+            release: Release::new(u32::from_le_bytes(take(&mut rest))),
+            body_size: u32::from_le_bytes(take(&mut rest)),
+            body_checksum: Checksum::from_bytes(take(&mut rest)),
+        };
+        assert!(rest.is_empty());
+        (header.body_size as usize <= BODY_SIZE_MAX).then_some(header)
+    }
+
+    fn fields(&self) -> [u8; FIELDS_SIZE] {
+        let mut bytes = Vec::with_capacity(FIELDS_SIZE);
+        bytes.extend_from_slice(&self.cluster.value().to_le_bytes());
+        bytes.extend_from_slice(&self.born.epoch.value().to_le_bytes());
+        bytes.extend_from_slice(&self.born.view.value().to_le_bytes());
+        bytes.extend_from_slice(&self.op.value().to_le_bytes());
+        bytes.extend_from_slice(&self.parent.to_bytes());
+        bytes.extend_from_slice(&self.offset.to_le_bytes());
+        bytes.extend_from_slice(&self.timestamp.nanos().to_le_bytes());
+        bytes.extend_from_slice(&self.commit.value().to_le_bytes());
+        bytes.extend_from_slice(&self.release.value().to_le_bytes());
+        bytes.extend_from_slice(&self.body_size.to_le_bytes());
+        bytes.extend_from_slice(&self.body_checksum.to_bytes());
+        bytes.try_into().expect("FIELDS_SIZE is the sum of the fields above")
+    }
+}
+
+const FIELDS_SIZE: usize = 16 + 8 + 8 + 8 + 16 + 8 + 8 + 8 + 4 + 4 + 16;
+const _: () = assert!(16 + FIELDS_SIZE <= ENTRY_HEADER_SIZE);
+
+fn take<const N: usize>(rest: &mut &[u8]) -> [u8; N] {
+    let (first, after) = rest.split_first_chunk().expect("the caller took as many bytes as there are");
+    *rest = after;
+    *first
+}
+
+/// A header and the body that it names. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Entry(Arc<Inner>);
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Inner {
+    header: EntryHeader,
+    checksum: Checksum,
+    body: Arc<[u8]>,
+}
+
+impl Entry {
+    /// An entry from its parts, or none when the body is not the one that the header names.
+    pub fn new(header: EntryHeader, body: Arc<[u8]>) -> Option<Entry> {
+        if header.body_size as usize != body.len() || header.body_checksum != Checksum::of(&body) {
+            return None;
+        }
+        let checksum = header.checksum();
+        Some(Entry(Arc::new(Inner { header, checksum, body })))
+    }
+
+    /// The header.
+    pub fn header(&self) -> &EntryHeader {
+        &self.0.header
+    }
+
+    /// The header's checksum, computed once.
+    pub fn checksum(&self) -> Checksum {
+        self.0.checksum
+    }
+
+    /// The place in the log.
+    pub fn op(&self) -> Op {
+        self.0.header.op
+    }
+
+    /// Place and checksum.
+    pub fn op_ref(&self) -> OpRef {
+        OpRef { op: self.op(), checksum: self.checksum() }
+    }
+
+    /// The ordered bytes.
+    pub fn body(&self) -> &Arc<[u8]> {
+        &self.0.body
+    }
+}

@@ -1,0 +1,99 @@
+//! What a replica did, for logs, metrics, simulation traces and the assertions of tests. The core itself never logs.
+
+use crate::{Command, Op, OpRef, ReplicaId, Stamp};
+
+/// Something worth knowing happened inside a replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// It became the primary of this stamp (StartView sent).
+    PrimaryStarted { stamp: Stamp, head: Op },
+    /// It adopted the log of this stamp as a backup.
+    ViewAdopted { stamp: Stamp, head: Op },
+    /// It voted to leave its view.
+    ViewChangeVoted { stamp: Stamp, to: Stamp, why: Suspicion },
+    /// It left its view for this one.
+    ViewChangeStarted { stamp: Stamp },
+    /// As the new primary of `stamp` it gave up in favour of a replica that holds more.
+    Forfeited { stamp: Stamp, to: ReplicaId },
+    /// The log's end was decided: entries above were never committed.
+    LogTruncated { stamp: Stamp, head: Op },
+    /// The view's first commit point is reached: reads and effects may go on.
+    FirstCommitReached { stamp: Stamp, op: Op },
+    /// An entry that was missing or damaged here came from a peer.
+    EntryRepaired { entry: OpRef, from: ReplicaId },
+    /// A message could not be used.
+    MessageDropped { from: ReplicaId, command: Command, why: Drop },
+    /// This op can be neither kept nor given up: too many copies are damaged.
+    UnrecoverableOp { op: Op },
+    /// Two canonical logs at one stamp: a bug, or a replica outside the protocol. The replica halts.
+    ForkDetected { op: Op },
+    /// A peer under a known number has another disk, or remembers less than it showed before.
+    PeerRefused { replica: ReplicaId, why: PeerRefusal },
+    /// A read round was confirmed by a quorum.
+    ReadRoundConfirmed { round: u64 },
+    /// The primary gives its primacy up.
+    Abdicated { stamp: Stamp, why: Abdication },
+    /// Replicas disagree about the state after this op.
+    DigestMismatch { op: Op, peer: ReplicaId },
+    /// No majority of clocks agrees: log time goes on by the monotonic clock alone.
+    ClockDegraded,
+    /// A majority of clocks agrees again.
+    ClockAgreed,
+}
+
+/// Why a replica wants to leave its view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Suspicion {
+    /// Nothing was heard of the primary for longer than its rhythm allows.
+    Silence,
+    /// The primary's connection was reset and can't be made again.
+    ConnectionLost,
+    /// The primary itself asked for it.
+    PrimaryAsked,
+    /// A view change makes no progress.
+    NoProgress,
+    /// This replica is the primary of the view that it was in when it stopped.
+    Restarted,
+}
+
+/// Why a primary gives up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Abdication {
+    /// It hears fewer than a replication quorum.
+    Unheard,
+    /// Its disk is stalled and those of a quorum are not.
+    DiskStalled,
+}
+
+/// Why a message was dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drop {
+    /// Its sender is no member.
+    NotAMember,
+    /// It belongs to a stamp that this replica left.
+    OldStamp,
+    /// It belongs to a stamp that this replica has not adopted.
+    NewerStamp,
+    /// It belongs to another epoch.
+    OtherEpoch,
+    /// Only the stamp's primary may send it.
+    NotThePrimary,
+    /// It contradicts itself or what is known committed.
+    Inconsistent,
+    /// There is no room for it.
+    NoRoom,
+    /// This replica can't use it in its present status.
+    WrongStatus,
+    /// Its sender shows less than it showed before.
+    PeerRefused,
+}
+
+/// Why a peer is not listened to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerRefusal {
+    /// Its disk is not the one that the configuration binds to its number.
+    OtherDisk,
+    /// It shows a lower incarnation, stamp or acked op than it did before: its disk was restored.
+    RemembersLess,
+}

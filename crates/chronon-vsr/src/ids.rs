@@ -1,0 +1,171 @@
+//! The words of the protocol, one type each. No arithmetic but the named steps.
+
+use core::fmt;
+
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident($inner:ty)) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name($inner);
+
+        impl $name {
+            /// The value as read from bytes or from a configuration.
+            pub const fn new(value: $inner) -> Self {
+                Self(value)
+            }
+
+            /// The value as written to bytes or shown to a person.
+            pub const fn value(self) -> $inner {
+                self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+number!(
+    /// A cluster's identity: 128 random bits drawn at init. Bytes of another cluster are never mixed in.
+    ClusterId(u128)
+);
+number!(
+    /// A data directory's identity: 128 random bits drawn at format. A replica id with another disk is another replica.
+    DiskId(u128)
+);
+number!(
+    /// A replica's number within its cluster. Never given to another replica again.
+    ReplicaId(u8)
+);
+number!(
+    /// Counts the starts of one replica: each open of its data directory is a new incarnation.
+    Incarnation(u64)
+);
+number!(
+    /// Counts configurations of the cluster. A restore starts above all epochs of what it restores.
+    Epoch(u64)
+);
+number!(
+    /// A view within an epoch; `voters[view mod n]` is its primary.
+    View(u64)
+);
+number!(
+    /// A place in the log. 0 is the root, which binds the cluster's identity; the first entry is 1. Dense: no op is
+    /// ever skipped.
+    Op(u64)
+);
+number!(
+    /// The release of the software that an entry's body is written for.
+    Release(u32)
+);
+
+impl Op {
+    /// The virtual entry before the first: see [`crate::Membership::root`].
+    pub const ROOT: Op = Op(0);
+
+    /// The op after this one.
+    pub const fn next(self) -> Op {
+        Op(self.0.checked_add(1).expect("2^64 ops take longer than the hardware lives"))
+    }
+
+    /// The op before this one, or none for the root.
+    pub const fn previous(self) -> Option<Op> {
+        match self.0 {
+            0 => None,
+            op => Some(Op(op - 1)),
+        }
+    }
+
+    /// The op `count` places later.
+    pub const fn plus(self, count: u64) -> Op {
+        Op(self.0.saturating_add(count))
+    }
+
+    /// How many ops lie in `(earlier, self]`; 0 when `earlier` is not earlier.
+    pub const fn since(self, earlier: Op) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+impl View {
+    /// The view after this one.
+    pub const fn next(self) -> View {
+        View(self.0.checked_add(1).expect("2^64 views take longer than the hardware lives"))
+    }
+}
+
+impl Epoch {
+    /// The epoch after this one.
+    pub const fn next(self) -> Epoch {
+        Epoch(self.0.checked_add(1).expect("2^64 epochs take longer than the hardware lives"))
+    }
+}
+
+impl Incarnation {
+    /// The incarnation after this one.
+    pub const fn next(self) -> Incarnation {
+        Incarnation(self.0.checked_add(1).expect("2^64 restarts take longer than the hardware lives"))
+    }
+}
+
+/// A view of an epoch, compared epoch first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Stamp {
+    /// The configuration that the view belongs to.
+    pub epoch: Epoch,
+    /// The view within the epoch.
+    pub view: View,
+}
+
+impl Stamp {
+    /// View 0 of an epoch.
+    pub const fn first(epoch: Epoch) -> Stamp {
+        Stamp { epoch, view: View::new(0) }
+    }
+
+    /// The next view of the same epoch.
+    pub const fn next_view(self) -> Stamp {
+        Stamp { epoch: self.epoch, view: self.view.next() }
+    }
+}
+
+impl fmt::Display for Stamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.epoch, self.view)
+    }
+}
+
+/// The newest stamp whose log a replica adopted. Another type than [`Stamp`], so that the log is never chosen by
+/// a view that a replica only promised itself to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LogStamp(Stamp);
+
+impl LogStamp {
+    /// The log of this stamp was adopted.
+    pub const fn adopted(stamp: Stamp) -> LogStamp {
+        LogStamp(stamp)
+    }
+
+    /// The stamp whose log it is.
+    pub const fn stamp(self) -> Stamp {
+        self.0
+    }
+}
+
+impl fmt::Display for LogStamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// An op together with the checksum of the entry there: what an ack, a commit and a repair name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OpRef {
+    /// The place in the log.
+    pub op: Op,
+    /// The checksum of the entry at that place.
+    pub checksum: crate::Checksum,
+}

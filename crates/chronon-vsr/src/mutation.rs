@@ -1,0 +1,95 @@
+//! Run-time switches that each break one guard. Tests turn one on and must see a checker fail: a guard that no test
+//! misses is no guard. Without the feature `mutations` every switch is off and compiles to nothing.
+
+/// One broken guard. The names are the rows of §12.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Mutation {
+    /// The WAL reports a group durable before its flush.
+    AckBeforeFlush,
+    /// A faulty entry counts as a nack.
+    FaultyCountsAsNack,
+    /// A new primary chooses the log by the sender's view, not by its log_stamp.
+    LogChosenByView,
+    /// A new primary chooses the longest log.
+    LogChosenByLength,
+    /// A read is answered without a read round.
+    ReadWithoutRound,
+    /// An ack counts for whatever entry is at its op.
+    AckByBareOp,
+    /// DoViewChange leaves before its stamp is durable.
+    DoViewChangeBeforePersist,
+    /// A new primary reads and starts effects before its view's first commit point.
+    ServeBeforeFirstCommit,
+    /// An effect starts when it is emitted, before its op is committed.
+    StartBeforeCommit,
+    /// A claimed at-most-once effect is started again after a fail-over.
+    RerunClaimed,
+    /// An effect may settle a second time.
+    SettleTwice,
+    /// The outbox is missing after a restart.
+    ForgetOutbox,
+    /// Every attempt of an effect draws a new key.
+    NewKeyPerAttempt,
+    /// An idle primary calls its head committed without a quorum.
+    IdleHeartbeatCommits,
+    /// A vote of an old stamp leaves after the replica moved on.
+    AckAfterLeaving,
+    /// A late StartView of the same stamp shortens the log.
+    StartViewShortensLog,
+    /// A group with bad units is cut as if it were torn.
+    BadUnitsCutAsTorn,
+    /// Groups are reported durable in the order in which their writes end.
+    DurableOutOfOrder,
+    /// What start-up read is acked without being flushed again.
+    AckWhatWasOnlyRead,
+    /// WAL entries that the suffix excludes come back to life at start-up.
+    KeepExcludedEntries,
+    /// A scan that was incomplete still nacks.
+    NackAfterIncompleteScan,
+    /// A committed op is executed by number, without the chain.
+    ExecuteWithoutChain,
+    /// StartView waits for execution.
+    StartViewWaitsForExecution,
+    /// A request is refused from the session table before it is ordered.
+    RefuseFromStaleSessions,
+    /// A truncated request is reported as not executed.
+    NotExecutedAfterTruncation,
+    /// A negative outcome of an old stamp counts.
+    NegativeOutcomeFromOldStamp,
+    /// The session table is missing after a restart.
+    ForgetSessions,
+}
+
+/// The guards that are broken in this run: none, or one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Mutations {
+    #[cfg(feature = "mutations")]
+    broken: Option<Mutation>,
+}
+
+impl Mutations {
+    /// Every guard stands.
+    pub const NONE: Mutations = Mutations {
+        #[cfg(feature = "mutations")]
+        broken: None,
+    };
+
+    /// Breaks one guard.
+    #[cfg(feature = "mutations")]
+    pub const fn broken(mutation: Mutation) -> Mutations {
+        Mutations { broken: Some(mutation) }
+    }
+
+    /// Whether this guard is broken.
+    #[cfg(feature = "mutations")]
+    pub fn breaks(self, mutation: Mutation) -> bool {
+        self.broken == Some(mutation)
+    }
+
+    /// Whether this guard is broken: never, in this build.
+    #[cfg(not(feature = "mutations"))]
+    pub const fn breaks(self, _mutation: Mutation) -> bool {
+        false
+    }
+}
