@@ -2,7 +2,9 @@
 
 use alloc::vec::Vec;
 
-use crate::{Checksum, DiskId, Entry, EntryHeader, Incarnation, LogStamp, Membership, Op, OpRef, ReplicaId, Stamp};
+use crate::{
+    Checksum, DiskId, Entry, EntryHeader, Incarnation, LogStamp, Membership, Op, OpRef, ReplicaId, Stamp,
+};
 
 /// The part of the superblock that the protocol owns (§3.1). Storage adds identity, sequence and copies.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

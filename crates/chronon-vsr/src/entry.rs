@@ -58,8 +58,10 @@ impl EntryHeader {
 
     /// Reads what [`EntryHeader::encode`] wrote. None if any byte differs from what a header can be.
     pub fn decode(bytes: &[u8; ENTRY_HEADER_SIZE]) -> Option<EntryHeader> {
-        let fields: &[u8; FIELDS_SIZE] = bytes[16..16 + FIELDS_SIZE].try_into().expect("the sizes are constants");
-        if bytes[..16] != Checksum::of(fields).to_bytes() || bytes[16 + FIELDS_SIZE..].iter().any(|byte| *byte != 0)
+        let fields: &[u8; FIELDS_SIZE] =
+            bytes[16..16 + FIELDS_SIZE].try_into().expect("the sizes are constants");
+        if bytes[..16] != Checksum::of(fields).to_bytes()
+            || bytes[16 + FIELDS_SIZE..].iter().any(|byte| *byte != 0)
         {
             return None;
         }

@@ -12,6 +12,12 @@ extern crate alloc;
 extern crate std;
 
 mod checksum;
+#[allow(dead_code, reason = "until the replica uses it")]
+mod choice;
+#[allow(dead_code, reason = "until the replica uses it")]
+mod clock;
+#[allow(dead_code, reason = "until the replica uses it")]
+mod detector;
 mod durable;
 mod entry;
 mod event;
@@ -32,14 +38,15 @@ pub use event::Event;
 pub use ids::{ClusterId, DiskId, Epoch, Incarnation, LogStamp, Op, OpRef, Release, ReplicaId, Stamp, View};
 pub use membership::{Member, Membership, VOTERS_MAX};
 pub use message::{
-    Command, DecodeError, Identity, MESSAGE_HEADER_SIZE, MESSAGE_SIZE_MAX, Message, Payload, PROTOCOL_VERSION, SuffixBits,
+    Command, DecodeError, Identity, MESSAGE_HEADER_SIZE, MESSAGE_SIZE_MAX, Message, PROTOCOL_VERSION,
+    Payload, SuffixBits,
 };
 pub use mutation::{Mutation, Mutations};
 pub use prng::Prng;
 pub use quorum::Quorums;
 pub use replica::{
-    Applied, Digest, Input, NotProposed, NotReadable, Options, Output, Proposed, ReadNumber, Recipients, Replica,
-    Role, RoundConfirmed, Status, Timing,
+    Applied, Digest, Input, NotProposed, NotReadable, Options, Output, Proposed, ReadNumber, Recipients,
+    Replica, Role, RoundConfirmed, Status, Timing,
 };
 pub use ring::{Ring, charge};
 pub use time::{Duration, Instant, Now, Timestamp};

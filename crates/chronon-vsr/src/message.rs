@@ -3,8 +3,8 @@
 use alloc::vec::Vec;
 
 use crate::{
-    Applied, BODY_SIZE_MAX, Checksum, ClusterId, DiskId, ENTRY_HEADER_SIZE, Entry, EntryHeader, Incarnation, Instant,
-    LogStamp, Op, OpRef, Release, ReplicaId, Stamp, Timestamp,
+    Applied, BODY_SIZE_MAX, Checksum, ClusterId, DiskId, ENTRY_HEADER_SIZE, Entry, EntryHeader, Incarnation,
+    Instant, LogStamp, Op, OpRef, Release, ReplicaId, Stamp, Timestamp,
 };
 
 /// The version of this protocol. A newer one under good checksums is dropped and counted, not an error.
