@@ -1,1 +1,35 @@
-//! placeholder
+//! What a machine is: tables, sessions, keys, outbox, lanes, sinks, timers, and the dispatcher that decides when an
+//! effect may start.
+//!
+//! The kernel executes committed ops, one at a time, in log order, and is a pure function of them: the same ops give
+//! the same state, replies, effects and digests on every replica. It names no clock, file, thread or source of
+//! randomness; log time and seeds come with the op.
+#![deny(unsafe_code)]
+
+mod attempt;
+mod dispatcher;
+mod edge;
+mod engine;
+mod ids;
+mod machine;
+mod protocol;
+mod request;
+mod sink;
+
+pub use attempt::{Attempt, AttemptEnd, AttemptKind};
+pub use dispatcher::{Dispatcher, DispatcherInput, DispatcherOutput};
+pub use edge::{CodecError, Edge, edge};
+pub use engine::{Applied, CommittedOp, Engine, EngineOptions, QueryError};
+pub use ids::{AttemptNumber, EffectId, EffectKey, Fence, Lineage, RequestId, RequestNumber, SessionId};
+pub use machine::{
+    Context, Emit, Emitted, OnParked, Parked, QueryContext, Refused, Settled, State, StateMachine, TimerKey,
+};
+pub use protocol::{
+    Answer, CLIENT_PROTOCOL_VERSION, COMMAND_SIZE_MAX, ClientFrame, Consistency, FRAME_SIZE_MAX, NotExecuted,
+    ServerFrame, Submission,
+};
+pub use request::{
+    AbortReason, Batch, Busy, DeskAct, Ended, Evidence, Origin, OutcomeReport, Refusal, Request,
+    RequestResult, SettleAs,
+};
+pub use sink::{Backoff, Contract, SinkName, SinkSpec};

@@ -1,1 +1,69 @@
-//! placeholder
+//! One replica's whole brain, in two sans-IO halves.
+//!
+//! [`Front`] orders: it holds the replica, the queue of requests, those in flight and the reads under way. [`Back`]
+//! executes: it holds the engine (machine, sessions, outbox, timers) and the dispatcher. A driver joins them by two
+//! bounded queues, [`ToBack`] and [`ToFront`], and may run them on threads of their own; the simulator schedules them
+//! apart. Both have the same verbs: `handle`, then `poll_output` until it says `Wait`.
+//!
+//! ```text
+//! clients ──► Front ──► replica ──► {disk ‖ backups} ──► quorum ──► Back: apply ──► replies
+//!               ▲                                                     │
+//!               └────────── outcomes, claims, ticks ◄── attempts ◄────┘ dispatcher
+//! ```
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod back;
+mod front;
+mod gate;
+
+pub use back::{Back, BackInput, BackOutput};
+pub use front::{Front, FrontInput, FrontLimits, FrontOutput, FrontStatus, Token};
+pub use gate::Gate;
+
+use alloc::vec::Vec;
+use chronon_kernel::{QueryError, RequestResult};
+use chronon_vsr::{Applied, Entry, Op, Stamp};
+
+/// What Front hands to Back. Bounded: the driver lets Front work only while there is room.
+#[derive(Clone, Debug)]
+pub enum ToBack {
+    /// Execute this entry.
+    Commit(Entry),
+    /// Answer this query once `at_least` is applied.
+    Query {
+        /// Whose.
+        token: Token,
+        /// Not before this op is applied.
+        at_least: Op,
+        /// The encoded query.
+        query: Vec<u8>,
+    },
+    /// This replica serves as the primary of this stamp (its first commit point is applied), or does not.
+    Serving(Option<Stamp>),
+}
+
+/// What Back hands to Front.
+#[derive(Clone, Debug)]
+pub enum ToFront {
+    /// An op was executed.
+    Executed {
+        /// The newest op executed, and the digest after it.
+        applied: Applied,
+        /// One result a request.
+        results: Vec<RequestResult>,
+    },
+    /// A query was answered.
+    Queried {
+        /// Whose.
+        token: Token,
+        /// The op that the answer reflects.
+        op: Op,
+        /// The encoded answer.
+        answer: Result<Vec<u8>, QueryError>,
+    },
+    /// The dispatcher wants this encoded request ordered. Carried to the primary when this replica is none.
+    Propose(Vec<u8>),
+}
