@@ -38,8 +38,8 @@ pub use event::Event;
 pub use ids::{ClusterId, DiskId, Epoch, Incarnation, LogStamp, Op, OpRef, Release, ReplicaId, Stamp, View};
 pub use membership::{Member, Membership, VOTERS_MAX};
 pub use message::{
-    Command, DecodeError, Identity, MESSAGE_HEADER_SIZE, MESSAGE_SIZE_MAX, Message, PROTOCOL_VERSION,
-    Payload, SuffixBits,
+    Command, DecodeError, HEADERS_MAX, Identity, MESSAGE_HEADER_SIZE, MESSAGE_SIZE_MAX, Message,
+    PROTOCOL_VERSION, Payload, SuffixBits,
 };
 pub use mutation::{Mutation, Mutations};
 pub use prng::Prng;

@@ -1,10 +1,12 @@
 //! What replicas say to one another (§2), and the bytes of it.
 
+mod codec;
+
 use alloc::vec::Vec;
 
 use crate::{
-    Applied, BODY_SIZE_MAX, Checksum, ClusterId, DiskId, ENTRY_HEADER_SIZE, Entry, EntryHeader, Incarnation,
-    Instant, LogStamp, Op, OpRef, Release, ReplicaId, Stamp, Timestamp,
+    Applied, BODY_SIZE_MAX, ClusterId, DiskId, ENTRY_HEADER_SIZE, Entry, EntryHeader, Incarnation, Instant,
+    LogStamp, Op, OpRef, Release, ReplicaId, Stamp, Timestamp,
 };
 
 /// The version of this protocol. A newer one under good checksums is dropped and counted, not an error.
@@ -15,6 +17,9 @@ pub const MESSAGE_HEADER_SIZE: usize = 256;
 
 /// The most bytes of a message: a header, an entry header, the largest body.
 pub const MESSAGE_SIZE_MAX: usize = MESSAGE_HEADER_SIZE + ENTRY_HEADER_SIZE + BODY_SIZE_MAX;
+
+/// The most headers of one Headers message: whoever wants more asks again from where it ended.
+pub const HEADERS_MAX: usize = 256;
 
 /// A message, verified: its checksums, its cluster and its size were right.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -269,26 +274,4 @@ impl Payload {
             Payload::Forward { .. } => Command::Forward,
         }
     }
-}
-
-impl Message {
-    /// The bytes of the message: header, then body.
-    pub fn encode(&self, _cluster: ClusterId) -> Vec<u8> {
-        todo!("message codec")
-    }
-
-    /// How many bytes the message has whose header these are: what a stream reader must wait for. Verifies the header.
-    pub fn size(_header: &[u8; MESSAGE_HEADER_SIZE], _cluster: ClusterId) -> Result<usize, DecodeError> {
-        todo!("message codec")
-    }
-
-    /// Reads a whole message. Never panics, whatever the bytes.
-    pub fn decode(_bytes: &[u8], _cluster: ClusterId) -> Result<Message, DecodeError> {
-        todo!("message codec")
-    }
-}
-
-#[allow(dead_code, reason = "the codec's building block")]
-fn checksum_of(bytes: &[u8]) -> Checksum {
-    Checksum::of(bytes)
 }
