@@ -1,0 +1,128 @@
+//! The tasks. Every build that they start has one feature set, so that a crate is built once for all of them.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Result, bail};
+
+use crate::steps::{Steps, cargo, output, run};
+use crate::tidy;
+use crate::tree::Tree;
+
+/// All features: tests break guards on purpose (`mutations`), and one set means one build.
+const SELECTION: [&str; 3] = ["--workspace", "--all-features", "--locked"];
+
+/// Every test of the workspace.
+pub(crate) fn test(root: &Path, filter: Option<&str>) -> Result<()> {
+    let nextest = has_nextest(root);
+    let mut steps = Steps::new(if nextest { 3 } else { 2 });
+    test_steps(root, &mut steps, nextest, filter)?;
+    steps.finish();
+    Ok(())
+}
+
+/// All of CI. The cheap steps come first, and the tree is the same before and after.
+pub(crate) fn ci(root: &Path) -> Result<()> {
+    let nextest = has_nextest(root);
+    let mut steps = Steps::new(if nextest { 9 } else { 8 });
+    let before = changes(root)?;
+    steps.step("format", || run(cargo(root, &["fmt", "--all", "--", "--check"])))?;
+    steps.step("tidy", || tidy(root))?;
+    steps.step("lints", || {
+        let mut clippy = cargo(root, &["clippy", "--all-targets"]);
+        clippy.args(SELECTION).args(["--", "-D", "warnings"]);
+        run(clippy)
+    })?;
+    steps.step("lints, as shipped", || {
+        // Without `mutations`: the build that users get must not lean on what only tests have.
+        let shipped =
+            ["clippy", "-p", "chronon-cli", "-p", "chronon-sdk", "--locked", "--", "-D", "warnings"];
+        run(cargo(root, &shipped))
+    })?;
+    steps.step("docs", || {
+        // Only libraries: the binary `chronon` and the library `chronon` would be written to one folder.
+        let mut doc = cargo(root, &["doc", "--no-deps", "--lib"]);
+        doc.args(SELECTION).env("RUSTDOCFLAGS", "-D warnings");
+        run(doc)
+    })?;
+    test_steps(root, &mut steps, nextest, None)?;
+    steps.step("the tree is unchanged", || {
+        let after = changes(root)?;
+        if before != after {
+            bail!("CI must change no file. Before:\n{before}\nAfter:\n{after}");
+        }
+        Ok(())
+    })?;
+    steps.finish();
+    Ok(())
+}
+
+/// Formats the workspace.
+pub(crate) fn fix(root: &Path) -> Result<()> {
+    run(cargo(root, &["fmt", "--all"]))
+}
+
+/// Prints what is untidy, and fails if anything is.
+pub(crate) fn tidy(root: &Path) -> Result<()> {
+    let tree = Tree::read(root)?;
+    let mut findings = tidy::check(&tree);
+    findings.extend(tidy::weight::check(root)?);
+    for finding in &findings {
+        println!("{finding}");
+    }
+    if !findings.is_empty() {
+        bail!("{} untidy {}", findings.len(), if findings.len() == 1 { "place" } else { "places" });
+    }
+    println!("tidy: {} files looked at, nothing found", tree.files().len());
+    Ok(())
+}
+
+/// The steps that both `test` and `ci` have: three with nextest, two without.
+fn test_steps(root: &Path, steps: &mut Steps, nextest: bool, filter: Option<&str>) -> Result<()> {
+    if nextest {
+        steps.step("build tests", || {
+            let mut build = cargo(root, &["nextest", "run", "--no-run"]);
+            build.args(SELECTION);
+            run(build)
+        })?;
+        steps.step("tests", || {
+            let mut tests = cargo(root, &["nextest", "run", "--no-fail-fast"]);
+            tests.args(SELECTION);
+            if let Some(filter) = filter {
+                tests.args(["--no-tests=pass", filter]);
+            }
+            run(tests)
+        })?;
+        // The one kind of test that nextest does not run.
+        steps.step("doc tests", || {
+            let mut tests = cargo(root, &["test", "--doc"]);
+            tests.args(SELECTION).args(filter);
+            run(tests)
+        })
+    } else {
+        steps.step("build tests", || {
+            let mut build = cargo(root, &["test", "--no-run"]);
+            build.args(SELECTION);
+            run(build)
+        })?;
+        steps.step("tests and doc tests", || {
+            let mut tests = cargo(root, &["test", "--no-fail-fast"]);
+            tests.args(SELECTION).args(filter);
+            run(tests)
+        })
+    }
+}
+
+/// cargo-nextest runs tests faster and shows them better; nothing needs it.
+fn has_nextest(root: &Path) -> bool {
+    let mut probe = cargo(root, &["nextest", "--version"]);
+    probe.stdout(Stdio::null()).stderr(Stdio::null());
+    probe.status().is_ok_and(|status| status.success())
+}
+
+/// What git sees as changed or new.
+fn changes(root: &Path) -> Result<String> {
+    let mut status = Command::new("git");
+    status.args(["status", "--porcelain"]).current_dir(root);
+    output(status)
+}
