@@ -1,12 +1,14 @@
 //! Front: the half that orders.
 
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use chronon_kernel::{Answer, Consistency};
+use chronon_kernel::{Answer, Batch, Busy, Consistency, NotExecuted, Request, RequestResult};
 use chronon_vsr::{
-    Durable, Event, Instant, Message, Now, Op, OpRef, Options, Recipients, Recovered, ReplicaId, Role,
-    RoundConfirmed, Status, Write,
+    Applied, BODY_SIZE_MAX, Checksum, Durable, Entry, Event, Input, Instant, Message, Mutation, NotProposed,
+    NotReadable, Now, Op, OpRef, Options, Output, ReadNumber, Recipients, Recovered, Replica, ReplicaId,
+    Role, RoundConfirmed, Stamp, Status, Write,
 };
 
 use crate::{ToBack, ToFront};
@@ -121,30 +123,555 @@ pub struct FrontStatus {
     pub queued: usize,
 }
 
+/// When to come again after Busy.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
+
+/// How long a request that was prepared by a primary that leads no more still waits to see its op committed. After
+/// that the caller hears Indeterminate, early enough to ask the new primary under the same number.
+const ORPHAN_PATIENCE: Duration = Duration::from_millis(250);
+
+/// How long a query whose read round was lost waits before it asks for another.
+const READ_RETRY: Duration = Duration::from_millis(20);
+
+/// The most requests of one op. Their results are answered one by one, so one op must not hold a second's worth.
+const BATCH_REQUESTS_MAX: usize = 8_192;
+
 /// The half that orders.
 #[derive(Debug)]
 pub struct Front {
-    _limits: FrontLimits,
+    limits: FrontLimits,
+    replica: Replica,
+    role: Role,
+    /// What Back has executed.
+    applied: Op,
+    /// Waiting to be prepared.
+    queue: VecDeque<Queued>,
+    queue_bytes: usize,
+    /// Prepared here and not known committed, by op. More than one proposal stands at an op only when a view change
+    /// took the first away and this replica leads again.
+    proposals: BTreeMap<Op, Vec<Proposal>>,
+    /// Committed, and waiting for Back.
+    executing: BTreeMap<Op, Vec<Slot>>,
+    /// Committed entries that Back has no room for yet. They are shared with the log, which bounds them.
+    commits: VecDeque<Entry>,
+    /// The newest op handed to Back.
+    handed: Op,
+    /// Whoever still waits for an answer. A token that is not here has had its answer.
+    waiting: BTreeMap<Token, Waiting>,
+    deadlines: BTreeSet<(Instant, Token)>,
+    reads: Reads,
+    outputs: VecDeque<FrontOutput>,
+    now: Now,
+}
+
+/// A request that waits to be prepared.
+#[derive(Debug)]
+struct Queued {
+    /// None: it comes from Back, and nobody waits for an answer.
+    token: Option<Token>,
+    request: Vec<u8>,
+}
+
+/// An entry that this replica prepared.
+#[derive(Debug)]
+struct Proposal {
+    checksum: Checksum,
+    slots: Vec<Slot>,
+}
+
+/// Who waits for which request of a batch.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    token: Token,
+    request: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    deadline: Instant,
+    stage: Stage,
+    repeat: bool,
+}
+
+/// How far a request or query has come: it decides what may honestly be said when its time runs out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Queued,
+    Prepared,
+    Query,
+}
+
+/// Queries on their way.
+#[derive(Debug, Default)]
+struct Reads {
+    /// Waiting for a read round to be asked for, not before the instant.
+    new: VecDeque<(Instant, PendingQuery)>,
+    /// Waiting for their read round.
+    rounds: BTreeMap<ReadNumber, Vec<PendingQuery>>,
+    /// Waiting until this op is handed to Back.
+    held: BTreeMap<Op, Vec<PendingQuery>>,
+}
+
+#[derive(Debug)]
+struct PendingQuery {
+    token: Token,
+    query: Vec<u8>,
 }
 
 impl Front {
     /// Front as the data directory left it. Drain its outputs before anything else.
-    pub fn open(_options: Options, limits: FrontLimits, _recovered: Recovered, _now: Now) -> Front {
-        Front { _limits: limits }
+    pub fn open(options: Options, limits: FrontLimits, recovered: Recovered, now: Now) -> Front {
+        let checkpoint = recovered.state.checkpoint.op;
+        let replica = Replica::open(options, recovered, now);
+        let role = replica.role();
+        Front {
+            limits,
+            role,
+            replica,
+            applied: checkpoint,
+            queue: VecDeque::new(),
+            queue_bytes: 0,
+            proposals: BTreeMap::new(),
+            executing: BTreeMap::new(),
+            commits: VecDeque::new(),
+            handed: checkpoint,
+            waiting: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+            reads: Reads::default(),
+            outputs: VecDeque::new(),
+            now,
+        }
     }
 
     /// Takes one input.
-    pub fn handle(&mut self, _now: Now, _input: FrontInput) {
-        todo!("front")
+    pub fn handle(&mut self, now: Now, input: FrontInput) {
+        self.now = now;
+        match input {
+            FrontInput::Tick => self.replica.handle(now, Input::Tick),
+            FrontInput::Message(message) => self.replica.handle(now, Input::Message(message)),
+            FrontInput::Durable(durable) => self.replica.handle(now, Input::Durable(durable)),
+            FrontInput::DiskAge(age) => self.replica.handle(now, Input::DiskAge(age)),
+            FrontInput::PeerUnreachable(peer) => self.replica.handle(now, Input::PeerUnreachable(peer)),
+            FrontInput::StepDown => self.replica.handle(now, Input::StepDown),
+            FrontInput::Submit { token, request, deadline, repeat } => {
+                self.on_submit(token, request, deadline, repeat);
+            }
+            FrontInput::Query { token, query, consistency, deadline } => {
+                self.on_query(token, query, consistency, deadline);
+            }
+            FrontInput::Back(ToFront::Executed { applied, results }) => self.on_executed(applied, &results),
+            FrontInput::Back(ToFront::Queried { token, op, answer }) => {
+                let answer = match answer {
+                    Ok(answer) => Answer::Answered { op: op.value(), answer },
+                    Err(error) => Answer::NotExecuted(NotExecuted::Refused {
+                        code: "query_failed".into(),
+                        message: alloc::format!("{error}"),
+                    }),
+                };
+                self.answer(token, answer);
+            }
+            FrontInput::Back(ToFront::Propose(request)) => self.on_propose(request),
+        }
+        self.expire();
     }
 
     /// The next thing to do. Drain until `Wait`.
+    ///
+    /// Batches are formed here and not in `handle`: whatever a driver takes in before it drains goes into one op.
     pub fn poll_output(&mut self) -> FrontOutput {
-        todo!("front")
+        loop {
+            if let Some(output) = self.outputs.pop_front() {
+                return output;
+            }
+            self.propose_batches();
+            self.ask_for_reads();
+            match self.replica.poll_output() {
+                Output::Wait(deadline) => {
+                    self.hand_over();
+                    if self.outputs.is_empty() {
+                        return FrontOutput::Wait(self.next_deadline(deadline));
+                    }
+                }
+                output => self.on_output(output),
+            }
+        }
     }
 
     /// What it can say of itself.
     pub fn status(&self) -> FrontStatus {
-        todo!("front")
+        FrontStatus {
+            role: self.role,
+            status: self.replica.status(),
+            head: self.replica.head(),
+            commit_max: self.replica.commit_max(),
+            applied: self.applied,
+            queued: self.queue.len(),
+        }
     }
+
+    /// The replica, to look at.
+    pub fn replica(&self) -> &Replica {
+        &self.replica
+    }
+
+    // Requests
+
+    fn on_submit(&mut self, token: Token, request: Vec<u8>, deadline: Instant, repeat: bool) {
+        let previous = self.waiting.insert(token, Waiting { deadline, stage: Stage::Queued, repeat });
+        assert!(previous.is_none(), "the driver draws every token once");
+        self.deadlines.insert((deadline, token));
+
+        let limit = BODY_SIZE_MAX - Batch::joined_size(0) - BATCH_OVERHEAD;
+        if limit < request.len() {
+            let (size, limit) = (request.len() as u64, limit as u64);
+            return self.not_executed(token, NotExecuted::TooLarge { size, limit });
+        }
+        if !matches!(self.role, Role::Primary { .. }) {
+            return self.not_executed(token, self.no_primary());
+        }
+        if self.limits.queue_requests_max <= self.queue.len()
+            || self.limits.queue_bytes_max < self.queue_bytes + request.len()
+            || self.limits.in_flight_max <= self.waiting.len()
+        {
+            return self.not_executed(token, busy(Busy::QueueFull));
+        }
+        self.enqueue(Some(token), request);
+    }
+
+    /// A request of Back's own. It is ordered like any other, or carried to the primary; losing it is allowed, since
+    /// the dispatcher proposes again until it sees it in the log.
+    fn on_propose(&mut self, request: Vec<u8>) {
+        match self.role {
+            // Twice the clients' share: when clients fill the queue, outcomes must still get in.
+            Role::Primary { .. } if self.queue.len() < 2 * self.limits.queue_requests_max => {
+                self.enqueue(None, request);
+            }
+            Role::Primary { .. } => {}
+            Role::Backup { .. } | Role::Changing { .. } => {
+                if is_outcome(&request) {
+                    self.replica.handle(self.now, Input::Forward(request));
+                }
+            }
+        }
+    }
+
+    fn enqueue(&mut self, token: Option<Token>, request: Vec<u8>) {
+        self.queue_bytes += request.len();
+        self.queue.push_back(Queued { token, request });
+    }
+
+    /// Puts what waits into ops, as many as the pipeline takes. At low load a request is an op of its own, at once;
+    /// while the pipeline is busy the queue fills, and the next op takes all of it.
+    fn propose_batches(&mut self) {
+        while !self.queue.is_empty() && matches!(self.role, Role::Primary { .. }) {
+            if self.limits.behind_ops_max <= self.replica.committed_out().since(self.applied) {
+                return;
+            }
+            match self.replica.can_propose(0) {
+                Ok(()) => {}
+                Err(NotProposed::PipelineFull | NotProposed::Behind) => return,
+                Err(refusal) => return self.refuse_queue(refusal),
+            }
+            let mut slots = Vec::new();
+            let mut requests = Vec::new();
+            let mut size = BATCH_OVERHEAD;
+            while let Some(queued) = self.queue.front() {
+                let joined = Batch::joined_size(queued.request.len());
+                if BODY_SIZE_MAX < size + joined || BATCH_REQUESTS_MAX <= requests.len() {
+                    break;
+                }
+                let Some(queued) = self.queue.pop_front() else { break };
+                self.queue_bytes -= queued.request.len();
+                if let Some(token) = queued.token {
+                    // Its time ran out while it waited: the caller was told that it is not executed.
+                    let Some(waiting) = self.waiting.get_mut(&token) else { continue };
+                    waiting.stage = Stage::Prepared;
+                    slots.push(Slot { token, request: requests.len() });
+                }
+                size += joined;
+                requests.push(queued.request);
+            }
+            if requests.is_empty() {
+                continue;
+            }
+            match self.replica.propose(self.now, Batch::join(&requests).into()) {
+                Ok(proposed) => {
+                    let proposal = Proposal { checksum: proposed.entry.checksum, slots };
+                    self.proposals.entry(proposed.entry.op).or_default().push(proposal);
+                }
+                Err(refusal) => {
+                    for slot in slots {
+                        let answer = self.why_not(refusal);
+                        self.not_executed(slot.token, answer);
+                    }
+                }
+            }
+        }
+    }
+
+    fn refuse_queue(&mut self, refusal: NotProposed) {
+        self.queue_bytes = 0;
+        for queued in core::mem::take(&mut self.queue) {
+            if let Some(token) = queued.token {
+                let answer = self.why_not(refusal);
+                self.not_executed(token, answer);
+            }
+        }
+    }
+
+    fn why_not(&self, refusal: NotProposed) -> NotExecuted {
+        match refusal {
+            NotProposed::NotPrimary { primary } => {
+                NotExecuted::NoPrimary { primary: primary.map(ReplicaId::value) }
+            }
+            NotProposed::PipelineFull | NotProposed::Behind => busy(Busy::QueueFull),
+            NotProposed::LogFull => busy(Busy::LogFull),
+            NotProposed::TooLarge => {
+                let limit = BODY_SIZE_MAX as u64;
+                NotExecuted::TooLarge { size: limit + 1, limit }
+            }
+        }
+    }
+
+    fn no_primary(&self) -> NotExecuted {
+        let primary = match self.role {
+            Role::Backup { primary, .. } => Some(primary.value()),
+            Role::Primary { .. } | Role::Changing { .. } => None,
+        };
+        NotExecuted::NoPrimary { primary }
+    }
+
+    // Commits
+
+    /// An entry is committed. Whoever waits for another entry at its op knows now that theirs never will be.
+    fn on_commit(&mut self, entry: Entry) {
+        for proposal in self.proposals.remove(&entry.op()).unwrap_or_default() {
+            if proposal.checksum == entry.checksum() {
+                self.executing.insert(entry.op(), proposal.slots);
+            } else {
+                for slot in proposal.slots {
+                    let answer = self.no_primary();
+                    self.not_executed(slot.token, answer);
+                }
+            }
+        }
+        self.commits.push_back(entry);
+    }
+
+    /// Gives Back what it has room for: commits in order, then the queries that waited for them.
+    fn hand_over(&mut self) {
+        while self.handed.since(self.applied) < self.limits.behind_ops_max
+            && let Some(entry) = self.commits.pop_front()
+        {
+            assert!(entry.op() == self.handed.next());
+            self.handed = entry.op();
+            self.outputs.push_back(FrontOutput::Back(ToBack::Commit(entry)));
+        }
+        while let Some(held) = self.reads.held.first_entry()
+            && *held.key() <= self.handed
+        {
+            let (at_least, queries) = held.remove_entry();
+            for PendingQuery { token, query } in queries {
+                if self.waiting.contains_key(&token) {
+                    self.outputs.push_back(FrontOutput::Back(ToBack::Query { token, at_least, query }));
+                }
+            }
+        }
+    }
+
+    fn on_executed(&mut self, applied: Applied, results: &[RequestResult]) {
+        assert!(self.applied.next() == applied.op);
+        assert!(applied.op <= self.handed);
+        self.applied = applied.op;
+        for slot in self.executing.remove(&applied.op).unwrap_or_default() {
+            let answer = match results.get(slot.request) {
+                Some(result) => Answer::Decided(result.clone()),
+                None => Answer::Indeterminate,
+            };
+            self.answer(slot.token, answer);
+        }
+        self.replica.handle(self.now, Input::Applied(applied));
+    }
+
+    // Queries
+
+    fn on_query(&mut self, token: Token, query: Vec<u8>, consistency: Consistency, deadline: Instant) {
+        let previous = self.waiting.insert(token, Waiting { deadline, stage: Stage::Query, repeat: false });
+        assert!(previous.is_none(), "the driver draws every token once");
+        self.deadlines.insert((deadline, token));
+        if self.limits.in_flight_max + self.limits.queries_max <= self.waiting.len() {
+            return self.not_executed(token, busy(Busy::QueueFull));
+        }
+        let pending = PendingQuery { token, query };
+        match consistency {
+            Consistency::Linearizable => self.reads.new.push_back((self.now.monotonic, pending)),
+            Consistency::Local => self.reads.held.entry(Op::ROOT).or_default().push(pending),
+            Consistency::AtLeast(op) => self.reads.held.entry(Op::new(op)).or_default().push(pending),
+        }
+    }
+
+    /// One read round serves every query that is waiting for one.
+    fn ask_for_reads(&mut self) {
+        let now = self.now.monotonic;
+        if !self.reads.new.iter().any(|(not_before, _)| *not_before <= now) {
+            return;
+        }
+        let (due, later): (VecDeque<_>, VecDeque<_>) =
+            core::mem::take(&mut self.reads.new).into_iter().partition(|(not_before, _)| *not_before <= now);
+        self.reads.new = later;
+        let due: Vec<PendingQuery> = due
+            .into_iter()
+            .map(|(_, query)| query)
+            .filter(|query| self.waiting.contains_key(&query.token))
+            .collect();
+        if due.is_empty() {
+            return;
+        }
+        match self.replica.read_index(self.now) {
+            Ok(read) => {
+                self.reads.rounds.insert(read, due);
+            }
+            Err(NotReadable::NoPrimary | NotReadable::TooMany) => self.retry_reads(due),
+        }
+    }
+
+    fn retry_reads(&mut self, queries: Vec<PendingQuery>) {
+        let not_before = self.now.monotonic + READ_RETRY;
+        self.reads.new.extend(queries.into_iter().map(|query| (not_before, query)));
+    }
+
+    // The replica's outputs
+
+    fn on_output(&mut self, output: Output) {
+        match output {
+            Output::Send(to, message) => self.outputs.push_back(FrontOutput::Send(to, message)),
+            Output::Persist(write) => self.outputs.push_back(FrontOutput::Persist(write)),
+            Output::Commit(entry) => self.on_commit(entry),
+            Output::Role(role) => self.on_role(role),
+            Output::ReadIndex { read, index } => {
+                let queries = self.reads.rounds.remove(&read).unwrap_or_default();
+                self.reads.held.entry(index).or_default().extend(queries);
+            }
+            Output::ReadLost { read } => {
+                let queries = self.reads.rounds.remove(&read).unwrap_or_default();
+                self.retry_reads(queries);
+            }
+            Output::RoundConfirmed(round) => self.outputs.push_back(FrontOutput::GateConfirmed(round)),
+            Output::Forwarded(request) => {
+                // A peer may carry how an attempt ended, and nothing else.
+                if is_outcome(&request) {
+                    self.on_propose(request);
+                }
+            }
+            Output::Event(event) => self.outputs.push_back(FrontOutput::Event(event)),
+            Output::Wait(_) => unreachable!("the caller handles it"),
+        }
+    }
+
+    fn on_role(&mut self, role: Role) {
+        let before = core::mem::replace(&mut self.role, role);
+        if serving(before) != serving(role) {
+            self.outputs.push_back(FrontOutput::Back(ToBack::Serving(serving(role))));
+        }
+        let led = matches!(before, Role::Primary { .. });
+        let leads = matches!(role, Role::Primary { .. });
+        if led && !leads {
+            self.outputs.push_back(FrontOutput::GateClosed);
+            self.refuse_queue(NotProposed::NotPrimary {
+                primary: match role {
+                    Role::Backup { primary, .. } => Some(primary),
+                    Role::Primary { .. } | Role::Changing { .. } => None,
+                },
+            });
+            self.orphan_proposals();
+        }
+    }
+
+    /// What was prepared may commit under the next primary, or not: only the log can say. The callers are told so
+    /// soon, and not only when their patience ends.
+    fn orphan_proposals(&mut self) {
+        let deadline = self.now.monotonic + ORPHAN_PATIENCE;
+        let lies = self.replica.options().mutations.breaks(Mutation::NotExecutedAfterTruncation);
+        let slots: Vec<Slot> =
+            self.proposals.values().flatten().flat_map(|proposal| proposal.slots.iter().copied()).collect();
+        for Slot { token, .. } in slots {
+            if lies {
+                self.not_executed(token, NotExecuted::NoPrimary { primary: None });
+                continue;
+            }
+            let Some(waiting) = self.waiting.get_mut(&token) else { continue };
+            if deadline < waiting.deadline {
+                self.deadlines.remove(&(waiting.deadline, token));
+                waiting.deadline = deadline;
+                self.deadlines.insert((deadline, token));
+            }
+        }
+    }
+
+    // Answers and time
+
+    fn answer(&mut self, token: Token, answer: Answer) {
+        if let Some(waiting) = self.waiting.remove(&token) {
+            self.deadlines.remove(&(waiting.deadline, token));
+            self.outputs.push_back(FrontOutput::Answer(token, answer));
+        }
+    }
+
+    /// This attempt is in no op and never will be. When an earlier attempt's end is unknown that does not answer the
+    /// caller's question; only "ask elsewhere" is still of use.
+    fn not_executed(&mut self, token: Token, why: NotExecuted) {
+        let Some(waiting) = self.waiting.get(&token) else { return };
+        let answer = match why {
+            NotExecuted::NoPrimary { .. } => Answer::NotExecuted(why),
+            _ if waiting.repeat => Answer::Indeterminate,
+            why => Answer::NotExecuted(why),
+        };
+        self.answer(token, answer);
+    }
+
+    fn expire(&mut self) {
+        while let Some((deadline, token)) = self.deadlines.first().copied()
+            && deadline <= self.now.monotonic
+        {
+            match self.waiting.get(&token).map(|waiting| waiting.stage) {
+                Some(Stage::Queued | Stage::Query) => self.not_executed(token, NotExecuted::Expired),
+                Some(Stage::Prepared) => self.answer(token, Answer::Indeterminate),
+                None => {
+                    self.deadlines.remove(&(deadline, token));
+                }
+            }
+        }
+        // Queries whose caller has gone must not pile up behind an op that never comes.
+        let waiting = &self.waiting;
+        if self.limits.queries_max < self.reads.held.values().map(Vec::len).sum() {
+            for queries in self.reads.held.values_mut() {
+                queries.retain(|query| waiting.contains_key(&query.token));
+            }
+            self.reads.held.retain(|_, queries| !queries.is_empty());
+        }
+    }
+
+    fn next_deadline(&self, replica: Instant) -> Instant {
+        let answers = self.deadlines.first().map_or(Instant::NEVER, |(deadline, _)| *deadline);
+        let reads = self.reads.new.iter().map(|(not_before, _)| *not_before).min().unwrap_or(Instant::NEVER);
+        replica.min(answers).min(reads)
+    }
+}
+
+/// The version byte and the count that open a batch.
+const BATCH_OVERHEAD: usize = 5;
+
+fn busy(busy: Busy) -> NotExecuted {
+    NotExecuted::Busy { busy, retry_after: RETRY_AFTER }
+}
+
+fn serving(role: Role) -> Option<Stamp> {
+    match role {
+        Role::Primary { stamp, serving: true } => Some(stamp),
+        Role::Primary { serving: false, .. } | Role::Backup { .. } | Role::Changing { .. } => None,
+    }
+}
+
+fn is_outcome(request: &[u8]) -> bool {
+    matches!(Request::decode(request), Some(Request::Outcome(_)))
 }

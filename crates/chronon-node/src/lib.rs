@@ -32,11 +32,11 @@ use chronon_vsr::{Applied, Entry, Op, Stamp};
 pub enum ToBack {
     /// Execute this entry.
     Commit(Entry),
-    /// Answer this query once `at_least` is applied.
+    /// Answer this query: the commits up to `at_least` were handed over before it.
     Query {
         /// Whose.
         token: Token,
-        /// Not before this op is applied.
+        /// The op that the answer must reflect at least.
         at_least: Op,
         /// The encoded query.
         query: Vec<u8>,
