@@ -10,6 +10,7 @@ mod attempt;
 mod dispatcher;
 mod edge;
 mod engine;
+mod frame;
 mod ids;
 mod machine;
 mod protocol;
@@ -20,6 +21,7 @@ pub use attempt::{Attempt, AttemptEnd, AttemptKind};
 pub use dispatcher::{Dispatcher, DispatcherInput, DispatcherOutput};
 pub use edge::{CodecError, Edge, edge};
 pub use engine::{Applied, CommittedOp, Engine, EngineOptions, QueryError};
+pub use frame::{FRAME_HEADER_SIZE, FrameError, frame_size};
 pub use ids::{AttemptNumber, EffectId, EffectKey, Fence, Lineage, RequestId, RequestNumber, SessionId};
 pub use machine::{
     Context, Emit, Emitted, OnParked, Parked, QueryContext, Refused, Settled, State, StateMachine, TimerKey,
