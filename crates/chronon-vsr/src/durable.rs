@@ -65,6 +65,10 @@ impl WriteNumber {
 /// one replaces, but keeps the order: an append asked for after a superblock is durable only after it, and the other
 /// way round.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a write is moved a few times, and an append must not allocate"
+)]
 pub enum Write {
     /// Append an entry to the WAL.
     Append {

@@ -1,6 +1,8 @@
 //! What replicas say to one another (§2), and the bytes of it.
 
 mod codec;
+#[cfg(test)]
+mod tests;
 
 use alloc::vec::Vec;
 
