@@ -1,0 +1,315 @@
+//! Front, alone: a cluster of one over a disk that is durable at once, and a Back that these tests play.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use chronon_kernel::{
+    Answer, Batch, Busy, Consistency, NotExecuted, Origin, Request, RequestId, RequestNumber, RequestResult,
+    SessionId,
+};
+use chronon_node::{Front, FrontInput, FrontLimits, FrontOutput, ToBack, ToFront, Token};
+use chronon_vsr::{
+    Applied, ClusterId, Digest, DiskId, Durable, Entry, Epoch, Incarnation, Instant, Member, Membership,
+    Mutations, Now, Op, Options, Recovered, Release, ReplicaId, Ring, Timestamp, Timing, VsrState, Write,
+};
+
+/// Front and everything around it.
+struct Bench {
+    front: Front,
+    now: Now,
+    /// What Back was handed and has not executed.
+    back: VecDeque<ToBack>,
+    answers: Vec<(Token, Answer)>,
+    ops: Vec<Entry>,
+    disk: Vec<Durable>,
+    disk_works: bool,
+    back_works: bool,
+}
+
+impl Bench {
+    fn new(voters: u8, limits: FrontLimits) -> Bench {
+        let cluster = ClusterId::new(7);
+        let member = |id| Member { replica: ReplicaId::new(id), disk: DiskId::new(u128::from(id) + 100) };
+        let membership =
+            Membership { epoch: Epoch::new(0), voters: (0..voters).map(member).collect(), learners: vec![] };
+        let root = membership.root(cluster, 9);
+        let recovered = Recovered {
+            cluster,
+            lineage: 9,
+            replica: ReplicaId::new(0),
+            disk: DiskId::new(100),
+            incarnation: Incarnation::new(1),
+            state: VsrState::format(membership, root),
+            entries: vec![],
+            scan_complete: true,
+            uncertain_from: None,
+        };
+        let options = Options {
+            timing: Timing::default(),
+            ring: Ring::DEFAULT,
+            release: Release::new(1),
+            seed: 1,
+            mutations: Mutations::NONE,
+        };
+        let now =
+            Now { monotonic: Instant::from_nanos(1_000_000_000), wall: Timestamp::from_nanos(1_000_000_000) };
+        let mut bench = Bench {
+            front: Front::open(options, limits, recovered, now),
+            now,
+            back: VecDeque::new(),
+            answers: vec![],
+            ops: vec![],
+            disk: vec![],
+            disk_works: true,
+            back_works: true,
+        };
+        bench.run();
+        bench
+    }
+
+    fn input(&mut self, input: FrontInput) {
+        self.front.handle(self.now, input);
+    }
+
+    fn submit(&mut self, token: u64, request: Vec<u8>) {
+        self.submit_until(token, request, Duration::from_secs(5), false);
+    }
+
+    fn submit_until(&mut self, token: u64, request: Vec<u8>, patience: Duration, repeat: bool) {
+        let deadline = self.now.monotonic + patience;
+        self.input(FrontInput::Submit { token: Token(token), request, deadline, repeat });
+    }
+
+    /// Lets everything happen that can.
+    fn run(&mut self) {
+        loop {
+            self.drain();
+            if self.disk_works && !self.disk.is_empty() {
+                let durable = self.disk.remove(0);
+                self.input(FrontInput::Durable(durable));
+            } else if self.back_works
+                && let Some(work) = self.back.pop_front()
+            {
+                self.execute(work);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn drain(&mut self) {
+        loop {
+            match self.front.poll_output() {
+                FrontOutput::Wait(_) => return,
+                FrontOutput::Persist(Write::Append { number, .. }) => {
+                    self.disk.push(Durable::Appended(number))
+                }
+                FrontOutput::Persist(Write::Superblock { number, .. }) => {
+                    self.disk.push(Durable::Superblock(number));
+                }
+                FrontOutput::Back(work) => self.back.push_back(work),
+                FrontOutput::Answer(token, answer) => self.answers.push((token, answer)),
+                FrontOutput::Send(..)
+                | FrontOutput::GateConfirmed(_)
+                | FrontOutput::GateClosed
+                | FrontOutput::Event(_) => {}
+            }
+        }
+    }
+
+    fn execute(&mut self, work: ToBack) {
+        match work {
+            ToBack::Commit(entry) => {
+                let batch = Batch::split(entry.body()).expect("Front makes batches");
+                let applied = Applied { op: entry.op(), digest: Digest(entry.op().value()) };
+                let results = batch.requests.iter().map(|_| RequestResult::Done).collect();
+                self.ops.push(entry);
+                self.input(FrontInput::Back(ToFront::Executed { applied, results }));
+            }
+            ToBack::Query { token, at_least, query } => {
+                let op = self.ops.last().map_or(Op::ROOT, Entry::op);
+                assert!(at_least <= op, "Back has executed what the query waits for");
+                self.input(FrontInput::Back(ToFront::Queried { token, op, answer: Ok(query) }));
+            }
+            ToBack::Serving(_) => {}
+        }
+    }
+
+    fn pass(&mut self, duration: Duration) {
+        self.now.monotonic = self.now.monotonic + duration;
+        self.now.wall = self.now.wall + duration;
+        self.input(FrontInput::Tick);
+        self.run();
+    }
+
+    fn answer(&self, token: u64) -> Option<&Answer> {
+        let mut answers = self.answers.iter().filter(|(of, _)| *of == Token(token)).map(|(_, answer)| answer);
+        let answer = answers.next();
+        assert!(answers.next().is_none(), "one answer a token");
+        answer
+    }
+}
+
+fn command(size: usize) -> Vec<u8> {
+    let session = SessionId(RequestId { op: 1, request: 0 });
+    let origin = Origin::Session { session, number: RequestNumber(1) };
+    Request::Command { origin, body: vec![0; size] }.encode()
+}
+
+fn batch_sizes(bench: &Bench) -> Vec<usize> {
+    bench.ops.iter().map(|entry| Batch::split(entry.body()).unwrap().requests.len()).collect()
+}
+
+#[test]
+fn requests_that_come_in_before_a_drain_become_one_op() {
+    let mut bench = Bench::new(1, FrontLimits::default());
+    for token in 0..10 {
+        bench.submit(token, command(100));
+    }
+    bench.run();
+    assert_eq!(batch_sizes(&bench), [10]);
+    for token in 0..10 {
+        assert_eq!(bench.answer(token), Some(&Answer::Decided(RequestResult::Done)));
+    }
+}
+
+#[test]
+fn requests_that_come_in_while_the_pipeline_is_full_share_the_next_op() {
+    let mut bench = Bench::new(1, FrontLimits::default());
+    bench.disk_works = false;
+    for token in 0..20 {
+        bench.submit(token, command(100));
+        bench.run();
+    }
+    bench.disk_works = true;
+    bench.run();
+    assert_eq!(batch_sizes(&bench), [1, 1, 1, 1, 1, 1, 1, 1, 12]);
+}
+
+#[test]
+fn a_request_that_does_not_fit_the_batch_begins_the_next() {
+    let mut bench = Bench::new(1, FrontLimits::default());
+    for token in 0..4 {
+        bench.submit(token, command(500_000));
+    }
+    bench.run();
+    assert_eq!(batch_sizes(&bench), [2, 2]);
+}
+
+#[test]
+fn a_request_larger_than_any_batch_is_too_large() {
+    let mut bench = Bench::new(1, FrontLimits::default());
+    bench.submit(1, command(chronon_vsr::BODY_SIZE_MAX));
+    bench.submit_until(2, command(chronon_vsr::BODY_SIZE_MAX), Duration::from_secs(1), true);
+    bench.run();
+    assert!(matches!(bench.answer(1), Some(Answer::NotExecuted(NotExecuted::TooLarge { .. }))));
+    // Of a repeat nothing was learnt: the first attempt may have been something else's end.
+    assert_eq!(bench.answer(2), Some(&Answer::Indeterminate));
+    assert!(bench.ops.is_empty());
+}
+
+#[test]
+fn a_full_queue_is_busy_and_a_backup_names_no_result() {
+    let limits = FrontLimits { queue_requests_max: 2, ..FrontLimits::default() };
+    let mut bench = Bench::new(1, limits);
+    for token in 0..3 {
+        bench.submit(token, command(10));
+    }
+    bench.run();
+    let full = Answer::NotExecuted(NotExecuted::Busy {
+        busy: Busy::QueueFull,
+        retry_after: Duration::from_millis(50),
+    });
+    assert_eq!(bench.answer(2), Some(&full));
+    assert_eq!(batch_sizes(&bench), [2]);
+
+    // One of three, alone: whatever it believes itself to be, it can order nothing.
+    let mut alone = Bench::new(3, FrontLimits::default());
+    alone.submit_until(1, command(10), Duration::from_secs(1), false);
+    alone.run();
+    for _ in 0..30 {
+        alone.pass(Duration::from_millis(100));
+    }
+    assert!(alone.ops.is_empty());
+    assert!(matches!(alone.answer(1), Some(Answer::Indeterminate | Answer::NotExecuted(_))));
+}
+
+#[test]
+fn a_request_whose_time_runs_out_in_the_queue_never_becomes_an_op() {
+    let mut bench = Bench::new(1, FrontLimits::default());
+    bench.disk_works = false;
+    for token in 0..8 {
+        bench.submit(token, command(10));
+        bench.run();
+    }
+    bench.submit_until(8, command(10), Duration::from_millis(20), false);
+    bench.submit_until(9, command(10), Duration::from_millis(20), true);
+    bench.run();
+    bench.pass(Duration::from_millis(30));
+    assert_eq!(bench.answer(8), Some(&Answer::NotExecuted(NotExecuted::Expired)));
+    assert_eq!(bench.answer(9), Some(&Answer::Indeterminate));
+    bench.disk_works = true;
+    bench.run();
+    assert_eq!(batch_sizes(&bench), [1; 8]);
+}
+
+#[test]
+fn a_prepared_request_whose_time_runs_out_is_indeterminate_and_answered_once() {
+    let mut bench = Bench::new(1, FrontLimits::default());
+    bench.disk_works = false;
+    bench.submit_until(1, command(10), Duration::from_millis(20), false);
+    bench.run();
+    bench.pass(Duration::from_millis(30));
+    assert_eq!(bench.answer(1), Some(&Answer::Indeterminate));
+    bench.disk_works = true;
+    bench.run();
+    assert_eq!(batch_sizes(&bench), [1]);
+    assert_eq!(bench.answer(1), Some(&Answer::Indeterminate));
+}
+
+#[test]
+fn a_back_that_is_behind_stops_the_intake_and_holds_a_bounded_number_of_ops() {
+    let limits = FrontLimits { behind_ops_max: 4, ..FrontLimits::default() };
+    let mut bench = Bench::new(1, limits);
+    bench.back_works = false;
+    for token in 0..50 {
+        bench.submit(token, command(10));
+        bench.run();
+    }
+    let handed = bench.back.iter().filter(|work| matches!(work, ToBack::Commit(_))).count();
+    assert_eq!(handed, 4);
+    bench.back_works = true;
+    bench.run();
+    assert_eq!(batch_sizes(&bench).iter().sum::<usize>(), 50);
+}
+
+#[test]
+fn a_linearizable_query_reflects_what_was_acknowledged_before_it() {
+    let mut bench = Bench::new(1, FrontLimits::default());
+    bench.submit(1, command(10));
+    bench.run();
+    let deadline = bench.now.monotonic + Duration::from_secs(1);
+    for (token, consistency) in
+        [(2, Consistency::Linearizable), (3, Consistency::Local), (4, Consistency::AtLeast(2))]
+    {
+        bench.input(FrontInput::Query { token: Token(token), query: vec![1], consistency, deadline });
+    }
+    bench.run();
+    assert_eq!(bench.answer(2), Some(&Answer::Answered { op: 1, answer: vec![1] }));
+    assert_eq!(bench.answer(3), Some(&Answer::Answered { op: 1, answer: vec![1] }));
+    assert_eq!(bench.answer(4), None);
+    bench.submit(5, command(10));
+    bench.run();
+    assert_eq!(bench.answer(4), Some(&Answer::Answered { op: 2, answer: vec![1] }));
+}
+
+#[test]
+fn a_query_for_an_op_that_never_comes_expires() {
+    let mut bench = Bench::new(1, FrontLimits::default());
+    let deadline = bench.now.monotonic + Duration::from_millis(50);
+    let consistency = Consistency::AtLeast(1_000);
+    bench.input(FrontInput::Query { token: Token(1), query: vec![1], consistency, deadline });
+    bench.run();
+    bench.pass(Duration::from_millis(60));
+    assert_eq!(bench.answer(1), Some(&Answer::NotExecuted(NotExecuted::Expired)));
+}
