@@ -259,7 +259,7 @@ impl Front {
             FrontInput::Query { token, query, consistency, deadline } => {
                 self.on_query(token, query, consistency, deadline);
             }
-            FrontInput::Back(ToFront::Executed { applied, results }) => self.on_executed(applied, &results),
+            FrontInput::Back(ToFront::Executed { applied, results }) => self.on_executed(applied, results),
             FrontInput::Back(ToFront::Queried { token, op, answer }) => {
                 let answer = match answer {
                     Ok(answer) => Answer::Answered { op: op.value(), answer },
@@ -479,13 +479,13 @@ impl Front {
         }
     }
 
-    fn on_executed(&mut self, applied: Applied, results: &[RequestResult]) {
+    fn on_executed(&mut self, applied: Applied, mut results: Vec<RequestResult>) {
         assert!(self.applied.next() == applied.op);
         assert!(applied.op <= self.handed);
         self.applied = applied.op;
         for slot in self.executing.remove(&applied.op).unwrap_or_default() {
-            let answer = match results.get(slot.request) {
-                Some(result) => Answer::Decided(result.clone()),
+            let answer = match results.get_mut(slot.request) {
+                Some(result) => Answer::Decided(core::mem::replace(result, RequestResult::Done)),
                 None => Answer::Indeterminate,
             };
             self.answer(slot.token, answer);
