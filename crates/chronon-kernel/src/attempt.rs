@@ -45,7 +45,8 @@ impl Attempt {
 }
 
 /// What an attempt is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum AttemptKind {
     /// Do it.
     Call,

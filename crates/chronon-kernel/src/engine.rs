@@ -2,7 +2,8 @@
 
 use chronon_vsr::{Digest, Mutations, Op, Stamp, Timestamp};
 
-use crate::{Lineage, RequestResult};
+use crate::view::{ActView, EffectFilter, EffectView, EngineStatus, KeyView, Order, SinkView};
+use crate::{Attempt, EffectId, Limits, Lineage, OutcomeReport, RequestResult, SinkName};
 
 /// A committed op as the kernel executes it.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +34,8 @@ pub struct Applied {
 pub struct EngineOptions {
     /// The first part of every effect's key.
     pub lineage: Lineage,
+    /// Bounds: the same on every replica.
+    pub limits: Limits,
     /// Guards broken on purpose. [`Mutations::NONE`] outside tests.
     pub mutations: Mutations,
 }
@@ -64,4 +67,44 @@ pub trait Engine: Send {
 
     /// When the next delayed effect, retry, timer, deadline or window is due, in log time.
     fn next_due(&self) -> Option<Timestamp>;
+
+    /// The newest stamp in which an executed op was born. None before the first op.
+    fn newest_born(&self) -> Option<Stamp>;
+
+    /// Effects that pass the filter, by id, those after `after` first, at most `limit`.
+    fn effects(&self, filter: &EffectFilter, after: Option<EffectId>, limit: usize) -> Vec<EffectView>;
+
+    /// One effect: open, or settled and still remembered.
+    fn effect(&self, id: EffectId) -> Option<EffectView>;
+
+    /// Every sink, by name.
+    fn sinks(&self) -> Vec<SinkView>;
+
+    /// One sink.
+    fn sink(&self, name: &SinkName) -> Option<SinkView>;
+
+    /// What became of the command under this Idempotency-Key, while the key is kept.
+    fn key_result(&self, principal: &str, key: &str) -> Option<KeyView>;
+
+    /// Desk acts after the first `after` ever recorded, oldest first, at most `limit`, each with its number.
+    fn acts(&self, after: u64, limit: usize) -> Vec<(u64, ActView)>;
+
+    /// Counts.
+    fn status(&self) -> EngineStatus;
+
+    /// For the dispatcher: orders given after the one of this sequence number, oldest first.
+    fn orders(&self, after: u64) -> Vec<Order>;
+
+    /// For the dispatcher: the effect's order as it stands now, if it is released.
+    fn order(&self, effect: EffectId) -> Option<Order>;
+
+    /// For the dispatcher: the attempt that this order asks for, as the primary of `stamp` would start it.
+    fn attempt(&self, order: &Order, stamp: Stamp) -> Option<Attempt>;
+
+    /// For the dispatcher: whether the log holds a claim of an older stamp that nothing has resolved yet.
+    fn holds_claims_older_than(&self, stamp: Stamp) -> bool;
+
+    /// For the dispatcher: reports executed after the first `after` ever executed, oldest first, and how many there
+    /// ever were. None when so many were executed since that they are not all remembered.
+    fn reports(&self, after: u64) -> (u64, Option<Vec<OutcomeReport>>);
 }

@@ -12,10 +12,12 @@ mod edge;
 mod engine;
 mod frame;
 mod ids;
+mod limits;
 mod machine;
 mod protocol;
 mod request;
 mod sink;
+mod view;
 
 pub use attempt::{Attempt, AttemptEnd, AttemptKind};
 pub use dispatcher::{Dispatcher, DispatcherInput, DispatcherOutput};
@@ -23,6 +25,7 @@ pub use edge::{CodecError, Edge, edge};
 pub use engine::{Applied, CommittedOp, Engine, EngineOptions, QueryError};
 pub use frame::{FRAME_HEADER_SIZE, FrameError, frame_size};
 pub use ids::{AttemptNumber, EffectId, EffectKey, Fence, Lineage, RequestId, RequestNumber, SessionId};
+pub use limits::Limits;
 pub use machine::{
     Context, Emit, Emitted, OnParked, Parked, QueryContext, Refused, Settled, State, StateMachine, TimerKey,
 };
@@ -35,3 +38,7 @@ pub use request::{
     RequestResult, SettleAs,
 };
 pub use sink::{Backoff, Contract, SinkName, SinkSpec};
+pub use view::{
+    ActView, AttemptView, ClaimState, ClaimView, EffectFilter, EffectState, EffectView, EngineStatus,
+    KeyView, Order, OutcomeView, SinkView, UnknownEffectState, rfc3339,
+};
