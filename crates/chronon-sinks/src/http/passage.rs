@@ -1,0 +1,151 @@
+//! The way out: a stream that asks the gate before its first byte and remembers whether one left.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use chronon_vsr::Stamp;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::GateHandle;
+
+/// Whether anything left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    /// Nothing, and from now on nothing will.
+    Nothing,
+    /// Nothing: the gate was closed when the first byte wanted out.
+    GateClosed,
+    /// At least one byte was handed to the operating system: the sink may see it.
+    Something,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Untouched,
+    GateClosed,
+    Open,
+    Shut,
+}
+
+/// One attempt's way out. Shared by the stream and by the attempt that judges the end.
+#[derive(Clone, Debug)]
+pub(super) struct Passage {
+    gate: GateHandle,
+    stamp: Stamp,
+    state: Arc<Mutex<State>>,
+}
+
+impl Passage {
+    pub(super) fn new(gate: GateHandle, stamp: Stamp) -> Passage {
+        Passage { gate, stamp, state: Arc::new(Mutex::new(State::Untouched)) }
+    }
+
+    /// Ends the passage and says what left. A connection that is being torn down on another thread can write no more
+    /// after this: an end that was judged definite stays definite.
+    pub(super) fn shut(&self) -> Left {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match *state {
+            State::Untouched | State::Shut => {
+                *state = State::Shut;
+                Left::Nothing
+            }
+            State::GateClosed => Left::GateClosed,
+            State::Open => Left::Something,
+        }
+    }
+}
+
+/// A stream whose writes go through a passage.
+#[derive(Debug)]
+pub(super) struct Guarded<S> {
+    stream: S,
+    passage: Passage,
+}
+
+impl<S> Guarded<S> {
+    pub(super) fn new(stream: S, passage: Passage) -> Guarded<S> {
+        Guarded { stream, passage }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let Guarded { stream, passage } = &mut *self;
+        // The lock is held over the write, which does not block: nobody may judge the end between the look and the
+        // leap.
+        let mut state = passage.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match *state {
+            State::GateClosed | State::Shut => {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+            }
+            State::Open => {}
+            State::Untouched => {
+                if !passage.gate.passes(passage.stamp) {
+                    *state = State::GateClosed;
+                    return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+                }
+            }
+        }
+        let written = Pin::new(stream).poll_write(cx, bytes);
+        if matches!(written, Poll::Ready(Ok(1..))) {
+            *state = State::Open;
+        }
+        written
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, into)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chronon_vsr::Epoch;
+    use tokio::io::AsyncWriteExt;
+
+    #[tokio::test]
+    async fn a_passage_that_was_judged_empty_lets_nothing_out_any_more() {
+        let (near, _far) = tokio::io::duplex(64);
+        let passage = Passage::new(GateHandle::new(|_| true), Stamp::first(Epoch::new(0)));
+        let mut stream = Guarded::new(near, passage.clone());
+        assert_eq!(passage.shut(), Left::Nothing);
+        assert!(stream.write(b"x").await.is_err());
+        assert_eq!(passage.shut(), Left::Nothing);
+    }
+
+    #[tokio::test]
+    async fn the_gate_is_asked_before_the_first_byte_and_not_again() {
+        let (near, _far) = tokio::io::duplex(64);
+        let asked = Arc::new(Mutex::new(0));
+        let gate = GateHandle::new({
+            let asked = asked.clone();
+            move |_| {
+                *asked.lock().unwrap() += 1;
+                *asked.lock().unwrap() == 1
+            }
+        });
+        let passage = Passage::new(gate, Stamp::first(Epoch::new(0)));
+        let mut stream = Guarded::new(near, passage.clone());
+        stream.write_all(b"a").await.unwrap();
+        stream.write_all(b"b").await.unwrap();
+        assert_eq!(passage.shut(), Left::Something);
+        assert_eq!(*asked.lock().unwrap(), 1);
+    }
+}
