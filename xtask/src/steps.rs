@@ -94,7 +94,10 @@ mod tests {
 
     #[test]
     fn a_command_that_fails_says_which_and_how() {
-        let error = run(cargo(Path::new("."), &["no-such-subcommand-of-cargo", "--quiet"])).unwrap_err();
-        assert!(error.to_string().contains("cargo no-such-subcommand-of-cargo --quiet"), "{error}");
+        let error = output(cargo(Path::new("."), &["no-such-subcommand-of-cargo", "--quiet"])).unwrap_err();
+        assert!(
+            error.to_string().contains("cargo no-such-subcommand-of-cargo --quiet` ended with"),
+            "{error}"
+        );
     }
 }
