@@ -67,6 +67,7 @@ pub(crate) fn tidy(root: &Path) -> Result<()> {
     let tree = Tree::read(root)?;
     let mut findings = tidy::check(&tree);
     findings.extend(tidy::weight::check(root)?);
+    findings.extend(tidy::licences::check(root)?);
     for finding in &findings {
         println!("{finding}");
     }

@@ -5,6 +5,7 @@ mod arrows;
 mod code;
 mod decisions;
 mod documents;
+pub(crate) mod licences;
 mod places;
 mod scenarios;
 pub(crate) mod weight;
