@@ -1,0 +1,516 @@
+//! The journal: turns a replica's writes into jobs for a disk, and finished jobs into reports.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use chronon_vsr::{
+    Checksum, Durable, ENTRY_HEADER_SIZE, Entry, Incarnation, Mutation, Mutations, Op, Ring, VsrState, Write,
+    WriteNumber, charge,
+};
+
+use crate::buffer::Buffer;
+use crate::group::{
+    BLOCK, GROUP_ENTRIES_MAX, GroupHeader, Layout, Link, Sequence, encode_group, entry_charge, group_blocks,
+};
+use crate::scan::Scan;
+use crate::superblock::{self, Superblock};
+use crate::{Bytes, File, Identity, Step};
+
+/// Names a job of one journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct JobId(u64);
+
+/// Steps for the disk, to be carried out in order. One group of the WAL, or one superblock.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Given back to [`Journal::done`] when every step has succeeded.
+    pub id: JobId,
+    /// What to do.
+    pub steps: Vec<Step>,
+}
+
+/// Decides what is written where, and when it counts as durable. Holds no disk and no clock.
+///
+/// A driver repeats: [`submit`](Journal::submit) what the replica wants written; [`next_job`](Journal::next_job);
+/// carry it out; [`done`](Journal::done), and hand the reports to the replica. While one job is under way, what is
+/// submitted gathers, and becomes one group with one flush.
+#[derive(Debug)]
+pub struct Journal {
+    layout: Layout,
+    mutations: Mutations,
+    /// What the superblock says besides the protocol's state, and the last state written.
+    superblock: Superblock,
+    superblock_checksum: Checksum,
+    incarnation: u32,
+    groups_written: u64,
+    waiting: VecDeque<Write>,
+    /// Entries to append that nobody asked for: found without evidence at start-up.
+    again: VecDeque<Entry>,
+    outstanding: VecDeque<Outstanding>,
+    jobs_given: u64,
+    /// The groups that are still needed, oldest first, the one under way included.
+    groups: VecDeque<Group>,
+    /// The newest group, and what the next one repeats of it.
+    last: Option<Last>,
+    /// Where the next group goes, unless it has to wrap.
+    head: u64,
+    keep_from: Op,
+    /// How many durable intact copies there are of each entry.
+    copies: BTreeMap<(Op, Checksum), u32>,
+    /// The charges of all entries in `copies` that are still needed, each counted once.
+    live_charge: u64,
+    durable_through: Sequence,
+    evidence: EvidenceWish,
+    buffer: Arc<Buffer>,
+}
+
+/// What a journal starts from.
+pub(crate) struct Start {
+    pub(crate) superblock: Superblock,
+    pub(crate) checksum: Checksum,
+    pub(crate) layout: Layout,
+    pub(crate) incarnation: u32,
+    pub(crate) scan: Scan,
+    pub(crate) mutations: Mutations,
+}
+
+#[derive(Debug)]
+struct Outstanding {
+    id: JobId,
+    what: Undertaking,
+}
+
+#[derive(Debug)]
+enum Undertaking {
+    Superblock { number: WriteNumber },
+    Group { sequence: Sequence, oldest: Sequence, reports: Option<WriteNumber> },
+}
+
+#[derive(Debug)]
+struct Group {
+    link: Link,
+    /// Its intact entries. They share their bytes with the replica's own log.
+    entries: Vec<Entry>,
+    /// Something in it is lost, so its place must not be used again: the scan would forget what was lost.
+    damaged: bool,
+    durable: bool,
+}
+
+#[derive(Debug)]
+struct Last {
+    link: Link,
+    previous: Option<Link>,
+    records: Vec<[u8; ENTRY_HEADER_SIZE]>,
+}
+
+/// Whether the newest group still lacks the evidence that it was durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum EvidenceWish {
+    Given,
+    Lacking,
+    Asked,
+}
+
+impl Journal {
+    pub(crate) fn start(start: Start) -> Journal {
+        let Start { superblock, checksum, layout, incarnation, scan, mutations } = start;
+        let head = scan.groups.last().map_or(0, |group| group.link.end());
+        let last = scan.groups.last().map(|group| Last {
+            link: group.link,
+            previous: group.previous,
+            records: group.names.iter().flatten().map(|header| header.encode()).collect(),
+        });
+        let mut journal = Journal {
+            layout,
+            mutations,
+            superblock,
+            superblock_checksum: checksum,
+            incarnation,
+            groups_written: 0,
+            waiting: VecDeque::new(),
+            again: VecDeque::new(),
+            outstanding: VecDeque::new(),
+            jobs_given: 0,
+            groups: VecDeque::new(),
+            last,
+            head,
+            keep_from: Op::ROOT,
+            copies: BTreeMap::new(),
+            live_charge: 0,
+            durable_through: scan.durable_through,
+            evidence: EvidenceWish::Given,
+            buffer: Arc::new(Buffer::zeroed(0)),
+        };
+        for group in scan.groups {
+            journal.count_copies(&group.intact);
+            let entries = group.intact;
+            journal.groups.push_back(Group {
+                link: group.link,
+                entries,
+                damaged: group.damaged,
+                durable: true,
+            });
+        }
+        journal
+    }
+
+    /// Takes a write. Appends that come while a job is under way become one group.
+    pub fn submit(&mut self, write: Write) {
+        match &write {
+            Write::Append { entry, keep_from, .. } => {
+                assert!(entry_charge(entry.header()) <= self.superblock.ring.charge_max);
+                self.keep_from = self.keep_from.max(*keep_from);
+            }
+            Write::Superblock { .. } => {}
+        }
+        self.waiting.push_back(write);
+    }
+
+    /// The next thing for the disk. None while nothing waits, while a job is under way, or while the ring has no
+    /// room for what waits: then it waits for the ops that the replica lets go of.
+    pub fn next_job(&mut self) -> Option<Job> {
+        let outstanding_max = if self.mutations.breaks(Mutation::DurableOutOfOrder) { 2 } else { 1 };
+        if outstanding_max <= self.outstanding.len() {
+            return None;
+        }
+        match self.waiting.front() {
+            // Appends of this incarnation's start go first: nothing may be acked before they are durable again.
+            _ if !self.again.is_empty() => self.group_job(),
+            Some(Write::Append { .. }) => self.group_job(),
+            Some(Write::Superblock { .. }) => self.superblock_job(),
+            None if self.evidence == EvidenceWish::Asked => self.group_job(),
+            None => None,
+        }
+    }
+
+    /// Every step of this job has succeeded. Returns what is durable now, in order.
+    pub fn done(&mut self, job: JobId) -> Vec<Durable> {
+        let index = self.outstanding.iter().position(|outstanding| outstanding.id == job);
+        let index = index.expect("a driver reports a job that it was given, once");
+        assert!(index == 0 || self.mutations.breaks(Mutation::DurableOutOfOrder));
+        let Outstanding { what, .. } = self.outstanding.remove(index).expect("the index was just found");
+        match what {
+            Undertaking::Superblock { number } => vec![Durable::Superblock(number)],
+            Undertaking::Group { sequence, oldest, reports } => {
+                self.group_done(sequence, oldest);
+                reports.map(Durable::Appended).into_iter().collect()
+            }
+        }
+    }
+
+    /// Whether nothing waits and nothing is under way.
+    pub fn idle(&self) -> bool {
+        self.waiting.is_empty() && self.again.is_empty() && self.outstanding.is_empty()
+    }
+
+    /// Whether the journal is idle and its newest entries still lack evidence that they were durable. A driver that
+    /// sees this for about 5 ms calls [`give_evidence`](Journal::give_evidence): damage found in them after a crash
+    /// then can't be taken for a torn write.
+    pub fn wants_evidence(&self) -> bool {
+        self.idle() && self.evidence == EvidenceWish::Lacking
+    }
+
+    /// Makes the next job an empty group that says that everything before it was durable. Delays nothing: appends
+    /// that come in time go into the same group.
+    pub fn give_evidence(&mut self) {
+        if self.evidence == EvidenceWish::Lacking {
+            self.evidence = EvidenceWish::Asked;
+        }
+    }
+
+    /// Whose data this is.
+    pub fn identity(&self) -> Identity {
+        self.superblock.identity
+    }
+
+    /// Which start of the replica this is.
+    pub fn incarnation(&self) -> Incarnation {
+        self.superblock.incarnation
+    }
+
+    /// The sizes that the data directory was made with: what a replica's options must say.
+    pub fn ring(&self) -> Ring {
+        self.superblock.ring
+    }
+
+    /// Bytes of the WAL that hold groups which are still needed.
+    pub fn wal_used(&self) -> u64 {
+        self.layout.size - self.free()
+    }
+
+    /// Entries to append before anything else, without a report.
+    pub(crate) fn append_again(&mut self, entries: Vec<Entry>) {
+        self.again.extend(entries);
+    }
+
+    fn superblock_job(&mut self) -> Option<Job> {
+        // Of several in a row only the newest is wanted; an append between them keeps its place.
+        let mut newest: Option<(WriteNumber, VsrState)> = None;
+        while let Some(Write::Superblock { .. }) = self.waiting.front() {
+            let Some(Write::Superblock { number, state }) = self.waiting.pop_front() else { break };
+            newest = Some((number, state));
+        }
+        let (number, state) = newest?;
+        assert!(state.log_stamp.stamp() <= state.stamp);
+        assert!(self.superblock.state.stamp <= state.stamp);
+        assert!(self.superblock.state.log_stamp <= state.log_stamp);
+        self.superblock.sequence += 1;
+        self.superblock.parent = self.superblock_checksum;
+        self.superblock.state = superblock::within_bounds(state);
+        let (steps, checksum) = self.superblock.steps();
+        self.superblock_checksum = checksum;
+        Some(self.job(steps, Undertaking::Superblock { number }))
+    }
+
+    fn job(&mut self, steps: Vec<Step>, what: Undertaking) -> Job {
+        let id = JobId(self.jobs_given);
+        self.jobs_given += 1;
+        self.outstanding.push_back(Outstanding { id, what });
+        Job { id, steps }
+    }
+
+    fn group_job(&mut self) -> Option<Job> {
+        let reclaimed = self.reclaimable();
+        let mut content = Content::new(&self.layout, self.last.as_ref());
+        if self.short_of_room() {
+            for group in
+                self.groups.iter().skip(reclaimed).take_while(|group| group.durable && !group.damaged)
+            {
+                if !content.take_whole(group.entries.iter().filter(|entry| self.must_move(entry))) {
+                    break;
+                }
+            }
+        }
+        while let Some(entry) = self.again.front()
+            && content.fits(entry)
+        {
+            content.take(self.again.pop_front().expect("just looked at"));
+        }
+        let mut reports = None;
+        while self.again.is_empty()
+            && let Some(Write::Append { entry, .. }) = self.waiting.front()
+            && content.fits(entry)
+            && self.has_room_for(content.length_with(Some(entry)))
+        {
+            let Some(Write::Append { number, entry, .. }) = self.waiting.pop_front() else { break };
+            reports = Some(number);
+            content.take(entry);
+        }
+        if content.entries.is_empty() {
+            // A group without entries still moves the tail, or gives evidence. That gates nothing: without room for
+            // it there is none.
+            let evidence =
+                self.evidence == EvidenceWish::Asked && self.has_room_for(content.length_with(None));
+            let moves_tail = 0 < reclaimed && !self.waiting.is_empty();
+            if !evidence && !moves_tail {
+                if self.evidence == EvidenceWish::Asked {
+                    self.evidence = EvidenceWish::Given;
+                }
+                return None;
+            }
+        }
+        let position = self.place(content.length_with(None))?;
+        Some(self.group_job_at(position, content, reclaimed, reports))
+    }
+
+    fn group_job_at(
+        &mut self,
+        position: u64,
+        content: Content,
+        reclaimed: usize,
+        reports: Option<WriteNumber>,
+    ) -> Job {
+        let length = content.length_with(None);
+        self.groups_written += 1;
+        let count = |number: usize| u16::try_from(number).expect("the layout has bounded groups");
+        let link = Link {
+            sequence: Sequence { incarnation: self.incarnation, count: self.groups_written },
+            position,
+            blocks: count((length / BLOCK as u64) as usize),
+            own: count(content.entries.len()),
+            copies: count(content.copies),
+        };
+        let oldest = self.groups.get(reclaimed).map_or(link, |group| group.link);
+        let header = GroupHeader {
+            link,
+            previous: self.last.as_ref().map(|last| last.link),
+            before_previous: self.last.as_ref().and_then(|last| last.previous),
+            oldest,
+            durable_through: self.durable_through,
+        };
+        let records: Vec<_> = content.entries.iter().map(|entry| entry.header().encode()).collect();
+        let copies = self.last.as_ref().map_or(&[][..], |last| &last.records);
+        let length = usize::try_from(length).expect("a group fits the memory");
+        let group = Buffer::renew(&mut self.buffer, length);
+        encode_group(group, &self.layout, &header, &records, copies, &content.entries);
+        let bytes = Bytes::new(Arc::clone(&self.buffer), 0..length);
+
+        self.evidence = if content.entries.is_empty() { EvidenceWish::Given } else { EvidenceWish::Lacking };
+        self.head = link.end();
+        self.last = Some(Last { link, previous: header.previous, records });
+        self.groups.push_back(Group { link, entries: content.entries, damaged: false, durable: false });
+        let mut steps = vec![Step::Write { file: File::Wal, position, bytes }];
+        if !self.mutations.breaks(Mutation::AckBeforeFlush) {
+            steps.push(Step::Flush { file: File::Wal });
+        }
+        self.job(steps, Undertaking::Group { sequence: link.sequence, oldest: oldest.sequence, reports })
+    }
+
+    fn group_done(&mut self, sequence: Sequence, oldest: Sequence) {
+        let index = self.groups.iter().position(|group| group.link.sequence == sequence);
+        let group = &mut self.groups[index.expect("a group stays until a later one has replaced it")];
+        group.durable = true;
+        let entries = group.entries.clone();
+        self.count_copies(&entries);
+        self.durable_through = self.durable_through.max(sequence);
+        // The group says where the oldest one is now; being durable, it frees what lies before.
+        while let Some(front) = self.groups.front()
+            && front.link.sequence < oldest
+        {
+            let group = self.groups.pop_front().expect("just looked at");
+            for entry in &group.entries {
+                self.forget_copy(entry);
+            }
+        }
+    }
+
+    fn count_copies(&mut self, entries: &[Entry]) {
+        for entry in entries {
+            let copies = self.copies.entry((entry.op(), entry.checksum())).or_insert(0);
+            *copies += 1;
+            if *copies == 1 {
+                self.live_charge += entry_charge(entry.header());
+            }
+        }
+    }
+
+    fn forget_copy(&mut self, entry: &Entry) {
+        let key = (entry.op(), entry.checksum());
+        let copies = self.copies.get_mut(&key).expect("every entry of a durable group was counted");
+        *copies -= 1;
+        if *copies == 0 {
+            self.copies.remove(&key);
+            self.live_charge -= entry_charge(entry.header());
+        }
+    }
+
+    /// Whether this is the only durable copy of an entry that is still needed.
+    fn must_move(&self, entry: &Entry) -> bool {
+        self.keep_from <= entry.op() && self.copies.get(&(entry.op(), entry.checksum())) == Some(&1)
+    }
+
+    /// How many of the oldest groups hold nothing that is needed: their entries are below `keep_from`, or have
+    /// copies in groups that stay.
+    fn reclaimable(&self) -> usize {
+        // No hurry while half of the ring is free.
+        if self.layout.size / 2 <= self.free() {
+            return 0;
+        }
+        let mut going: BTreeMap<(Op, Checksum), u32> = BTreeMap::new();
+        let mut reclaimable = 0;
+        for group in &self.groups {
+            if group.damaged || !group.durable {
+                break;
+            }
+            for entry in &group.entries {
+                *going.entry((entry.op(), entry.checksum())).or_insert(0) += 1;
+            }
+            let needed = group.entries.iter().any(|entry| {
+                let key = (entry.op(), entry.checksum());
+                self.keep_from <= entry.op() && going.get(&key) == self.copies.get(&key)
+            });
+            if needed {
+                break;
+            }
+            reclaimable += 1;
+        }
+        reclaimable
+    }
+
+    /// Whether live entries of the oldest groups have to move, so that the ring does not end in what was written
+    /// twice. Every turn of moving shrinks what is used to the charges of what is live and two groups, so this ends;
+    /// and as the replica keeps those charges within `ring.log`, of the file's `log + 8` groups there are then four
+    /// to append to: one that a wrap may waste, three that are kept free to move through.
+    fn short_of_room(&self) -> bool {
+        let group = self.layout.group_size_max;
+        self.free() < 5 * group && self.live_charge + 2 * group < self.wal_used()
+    }
+
+    /// Room that appends may use: they leave enough to move live entries through.
+    fn has_room_for(&self, length: u64) -> bool {
+        length + 3 * self.layout.group_size_max <= self.free()
+    }
+
+    /// Bytes between the newest group and the oldest.
+    fn free(&self) -> u64 {
+        let Some(oldest) = self.groups.front() else { return self.layout.size };
+        let tail = oldest.link.position;
+        if tail < self.head { self.layout.size - self.head + tail } else { tail - self.head }
+    }
+
+    /// Where a group of this length goes: right after the newest, or at the start of the file when it does not fit
+    /// before the end. None if it would reach the oldest group.
+    fn place(&self, length: u64) -> Option<u64> {
+        let Some(oldest) = self.groups.front() else {
+            let fits = self.head + length <= self.layout.size;
+            return Some(if fits { self.head } else { 0 });
+        };
+        let tail = oldest.link.position;
+        if tail < self.head {
+            if self.head + length <= self.layout.size {
+                return Some(self.head);
+            }
+            // Never up to the tail itself: an empty and a full ring must differ.
+            return (length < tail).then_some(0);
+        }
+        (self.head + length < tail).then_some(self.head)
+    }
+}
+
+/// The entries of a group that is being gathered.
+struct Content {
+    entries: Vec<Entry>,
+    bodies: usize,
+    bodies_max: usize,
+    /// Entry headers of the previous group.
+    copies: usize,
+}
+
+impl Content {
+    fn new(layout: &Layout, last: Option<&Last>) -> Content {
+        let copies = last.map_or(0, |last| last.records.len());
+        Content { entries: Vec::new(), bodies: 0, bodies_max: layout.group_bodies_max, copies }
+    }
+
+    fn fits(&self, entry: &Entry) -> bool {
+        self.entries.len() < GROUP_ENTRIES_MAX && self.bodies + entry.body().len() <= self.bodies_max
+    }
+
+    fn take(&mut self, entry: Entry) {
+        self.bodies += entry.body().len();
+        self.entries.push(entry);
+    }
+
+    /// Takes all of these entries if all of them fit.
+    fn take_whole<'a>(&mut self, entries: impl Iterator<Item = &'a Entry>) -> bool {
+        let (length, bodies) = (self.entries.len(), self.bodies);
+        for entry in entries {
+            if !self.fits(entry) {
+                self.entries.truncate(length);
+                self.bodies = bodies;
+                return false;
+            }
+            self.take(entry.clone());
+        }
+        true
+    }
+
+    /// Bytes of the group, with one entry more if there is one.
+    fn length_with(&self, entry: Option<&Entry>) -> u64 {
+        let bodies = self.bodies + entry.map_or(0, |entry| entry.body().len());
+        let own = self.entries.len() + usize::from(entry.is_some());
+        (group_blocks(own, self.copies, bodies) * BLOCK) as u64
+    }
+}
+
+const _: () = assert!(charge(0) == 3 * BLOCK as u64);

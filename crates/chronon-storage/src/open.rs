@@ -1,0 +1,374 @@
+//! Making a data directory, and opening one.
+
+use std::io;
+use std::path::PathBuf;
+
+use chronon_vsr::{
+    ClusterId, DiskId, Incarnation, Mutation, Mutations, Op, OpRef, Recovered, ReplicaId, Ring, Verdict,
+    VsrState,
+};
+
+use crate::buffer::Buffer;
+use crate::group::Layout;
+use crate::journal::Start;
+use crate::scan::{Scan, scan};
+use crate::superblock::{self, Chosen, FORMAT_VERSION, NotChosen, Superblock};
+use crate::{Disk, File, Journal, Step, perform, perform_step};
+
+/// Whose data a directory holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// What `init` drew for the cluster.
+    pub lineage: u128,
+    /// The replica.
+    pub replica: ReplicaId,
+    /// This data directory: 128 random bits, drawn for this format and never again.
+    pub disk: DiskId,
+}
+
+/// Whose data the caller means to open. None: whatever is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Expect {
+    /// The cluster.
+    pub cluster: Option<ClusterId>,
+    /// The replica.
+    pub replica: Option<ReplicaId>,
+}
+
+/// Why a data directory could not be made.
+#[non_exhaustive]
+#[derive(Debug, thiserror::Error)]
+pub enum FormatError {
+    /// There is something in the directory already; it is never overwritten.
+    #[error("{path} is not empty: it holds {found}; a data directory is made in an empty or a new one", path = path.display())]
+    NotEmpty {
+        /// The directory.
+        path: PathBuf,
+        /// One of the names in it.
+        found: String,
+    },
+    /// A file of the disk has bytes already; it is never overwritten.
+    #[error("the {file} file has {size} bytes already; a format never overwrites one", file = file.name())]
+    AlreadyFormatted {
+        /// The file.
+        file: File,
+        /// Its size.
+        size: u64,
+    },
+    /// Another process holds the directory.
+    #[error("{path} is in use by another process", path = path.display())]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The ring's sizes contradict one another.
+    #[error("a log of {log} bytes with charges up to {charge_max} bytes has no layout", log = ring.log, charge_max = ring.charge_max)]
+    RingUnusable {
+        /// The ring.
+        ring: Ring,
+    },
+    /// The operating system said no.
+    #[error("{doing}: {source}")]
+    Disk {
+        /// What was tried.
+        doing: String,
+        /// Its answer.
+        source: io::Error,
+    },
+}
+
+/// Why a data directory could not be opened.
+#[non_exhaustive]
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// There is no data directory.
+    #[error("{path} holds no data of a replica: make it with `init` first", path = path.display())]
+    Missing {
+        /// Where.
+        path: PathBuf,
+    },
+    /// One of the files is gone, others are there: this is damage, not a new directory.
+    #[error("{path} is gone; restore it, or give this replica up and join a new one", path = path.display())]
+    FileMissing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The format of this directory was interrupted; nothing was ever kept in it.
+    #[error("the data directory was never finished: remove it and make it again with `init`")]
+    FormatUnfinished,
+    /// Another process holds the directory.
+    #[error("{path} is in use by another process", path = path.display())]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The data is of another cluster: opening it would mix two histories.
+    #[error("the data is of cluster {found:032x}, not of {expected:032x}", found = found.value(), expected = expected.value())]
+    WrongCluster {
+        /// The cluster that was meant.
+        expected: ClusterId,
+        /// The cluster that the data is of.
+        found: ClusterId,
+    },
+    /// The data is of another replica.
+    #[error("the data is of replica {found}, not of {expected}")]
+    WrongReplica {
+        /// The replica that was meant.
+        expected: ReplicaId,
+        /// The replica that the data is of.
+        found: ReplicaId,
+    },
+    /// The data was written in another format.
+    #[error("the data has format {found}, this release reads format {supported}")]
+    FormatVersion {
+        /// The version found.
+        found: u32,
+        /// The version of this release.
+        supported: u32,
+    },
+    /// Fewer than two copies of the superblock agree.
+    #[error("the superblock can't be read: {copies_valid} of 4 copies are right, and no two agree")]
+    SuperblockUnreadable {
+        /// Copies whose checksum was right.
+        copies_valid: u8,
+    },
+    /// The superblock is well formed and contradicts itself.
+    #[error("the superblock says that the WAL has {wal_size} bytes, which its ring of {log} bytes never has", log = ring.log)]
+    SuperblockInconsistent {
+        /// The ring.
+        ring: Ring,
+        /// The size of the WAL.
+        wal_size: u64,
+    },
+    /// A file was cut short, or grew.
+    #[error("the {file} file has {found} bytes instead of {expected}", file = file.name())]
+    WrongSize {
+        /// The file.
+        file: File,
+        /// Bytes that it must have.
+        expected: u64,
+        /// Bytes that it has.
+        found: u64,
+    },
+    /// The only replica of a cluster has lost what nobody else holds.
+    #[error("this is the only replica, and its log is damaged: {damage}")]
+    OnlyCopyDamaged {
+        /// What is lost.
+        damage: Damage,
+    },
+    /// There is no room in the WAL for what has to be written before anything else.
+    #[error("the WAL is full: {used} of {size} bytes are in use")]
+    WalFull {
+        /// Bytes in use.
+        used: u64,
+        /// Bytes of the file.
+        size: u64,
+    },
+    /// This data directory was opened more often than can be counted.
+    #[error("incarnation {incarnation} is the last one that the log can name")]
+    IncarnationsExhausted {
+        /// The last incarnation.
+        incarnation: Incarnation,
+    },
+    /// The operating system said no.
+    #[error("{doing}: {source}")]
+    Disk {
+        /// What was tried.
+        doing: String,
+        /// Its answer.
+        source: io::Error,
+    },
+}
+
+/// What a start-up scan found damaged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// Entries whose bytes are wrong, ascending.
+    pub faulty: Vec<OpRef>,
+    /// The op from which on nobody knows what the log held.
+    pub uncertain_from: Option<Op>,
+}
+
+impl std::fmt::Display for Damage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.faulty.as_slice() {
+            [] => {}
+            [one] => write!(f, "op {} ({}) is unreadable", one.op, one.checksum)?,
+            [first, .., last] => {
+                write!(f, "{} ops from {} to {} are unreadable", self.faulty.len(), first.op, last.op)?;
+            }
+        }
+        if let Some(op) = self.uncertain_from {
+            let and = if self.faulty.is_empty() { "" } else { ", and " };
+            write!(f, "{and}what it held from op {op} on is unknown")?;
+        }
+        write!(f, "; restore from a backup, or recover the disk")
+    }
+}
+
+/// Makes a replica's files on an empty disk: the WAL zero-filled, then the superblock. Until the superblock is
+/// durable nothing can be opened, so a crash in between leaves nothing that could be taken for data.
+pub fn format(
+    disk: &mut dyn Disk,
+    identity: Identity,
+    state: VsrState,
+    ring: Ring,
+) -> Result<(), FormatError> {
+    const CHUNK: usize = 1024 * 1024;
+    const CHUNKS_A_FLUSH: u64 = 32;
+    let layout = Layout::new(&identity, &ring).ok_or(FormatError::RingUnusable { ring })?;
+    let failed = |doing: &str| {
+        let doing = doing.to_owned();
+        move |source| FormatError::Disk { doing, source }
+    };
+    for file in File::ALL {
+        let size = disk.size(file).map_err(failed("look at the files"))?;
+        if size != 0 {
+            return Err(FormatError::AlreadyFormatted { file, size });
+        }
+    }
+    let zeros = Buffer::zeroed(CHUNK);
+    let mut position = 0;
+    while position < layout.size {
+        let length = layout.size.saturating_sub(position).min(CHUNK as u64);
+        let chunk = &zeros[..usize::try_from(length).expect("at most a chunk")];
+        disk.write(File::Wal, position, chunk).map_err(failed("fill the WAL with zeros"))?;
+        position += length;
+        if position == layout.size || position.is_multiple_of(CHUNKS_A_FLUSH * CHUNK as u64) {
+            disk.flush(File::Wal).map_err(failed("flush the WAL"))?;
+        }
+    }
+    let superblock = Superblock {
+        sequence: 1,
+        parent: chronon_vsr::Checksum::from_bytes([0; 16]),
+        identity,
+        incarnation: Incarnation::new(0),
+        ring,
+        wal_size: layout.size,
+        state: superblock::within_bounds(state),
+    };
+    let (steps, _) = superblock.steps();
+    steps.iter().try_for_each(|step: &Step| perform_step(disk, step)).map_err(failed("write the superblock"))
+}
+
+/// Opens a replica's files: begins a new incarnation, scans the WAL, and makes durable again what was only read.
+///
+/// After an error nothing more is to be done with this disk by this process.
+pub fn open(
+    disk: &mut dyn Disk,
+    expect: Expect,
+    mutations: Mutations,
+) -> Result<(Journal, Recovered), OpenError> {
+    let superblock_size = size_of(disk, File::Superblock)?;
+    if superblock_size == 0 {
+        return Err(OpenError::FormatUnfinished);
+    }
+    let Chosen { superblock, sequence_max, checksum } = choose_superblock(disk)?;
+    let identity = superblock.identity;
+    if let Some(expected) = expect.cluster.filter(|cluster| *cluster != identity.cluster) {
+        return Err(OpenError::WrongCluster { expected, found: identity.cluster });
+    }
+    if let Some(expected) = expect.replica.filter(|replica| *replica != identity.replica) {
+        return Err(OpenError::WrongReplica { expected, found: identity.replica });
+    }
+    let layout = Layout::new(&identity, &superblock.ring)
+        .filter(|layout| layout.size == superblock.wal_size)
+        .ok_or(OpenError::SuperblockInconsistent { ring: superblock.ring, wal_size: superblock.wal_size })?;
+    expect_size(disk, File::Superblock, (superblock::COPIES * superblock::COPY_SIZE) as u64)?;
+    expect_size(disk, File::Wal, layout.size)?;
+
+    let mut scan = scan(disk, &layout, &superblock.state, mutations);
+    refuse_damage_of_the_only_copy(&superblock.state, &scan)?;
+    let incarnation = Incarnation::new(superblock.incarnation.value() + 1);
+    let journal_incarnation = u32::try_from(incarnation.value())
+        .map_err(|_| OpenError::IncarnationsExhausted { incarnation: superblock.incarnation })?;
+
+    // The new incarnation is durable before anything is written in its name, and what the scan could not tell is
+    // durable before a group may overwrite the place where it failed.
+    let mut state = superblock.state.clone();
+    state.uncertain_from = match (state.uncertain_from, scan.uncertain_from) {
+        (Some(known), Some(found)) => Some(known.min(found)),
+        (known, found) => known.or(found),
+    };
+    let next = Superblock {
+        sequence: sequence_max + 1,
+        parent: checksum,
+        incarnation,
+        state: superblock::within_bounds(state),
+        ..superblock
+    };
+    let (steps, checksum) = next.steps();
+    let failed = |doing: &str| {
+        let doing = doing.to_owned();
+        move |source| OpenError::Disk { doing, source }
+    };
+    steps.iter().try_for_each(|step| perform_step(disk, step)).map_err(failed("write the superblock"))?;
+
+    let unevidenced = std::mem::take(&mut scan.unevidenced);
+    let recovered = Recovered {
+        cluster: identity.cluster,
+        lineage: identity.lineage,
+        replica: identity.replica,
+        disk: identity.disk,
+        incarnation,
+        state: next.state.clone(),
+        entries: std::mem::take(&mut scan.entries),
+        scan_complete: scan.complete,
+        uncertain_from: scan.uncertain_from,
+    };
+    let mut journal = Journal::start(Start {
+        superblock: next,
+        checksum,
+        layout,
+        incarnation: journal_incarnation,
+        scan,
+        mutations,
+    });
+    // Read is not durable: a process that was killed between write and flush leaves pages that read well.
+    if !mutations.breaks(Mutation::AckWhatWasOnlyRead) {
+        journal.append_again(unevidenced);
+        while let Some(job) = journal.next_job() {
+            perform(disk, &job).map_err(failed("append entries without evidence again"))?;
+            let reports = journal.done(job.id);
+            assert!(reports.is_empty());
+        }
+        if !journal.idle() {
+            return Err(OpenError::WalFull { used: journal.wal_used(), size: layout.size });
+        }
+    }
+    Ok((journal, recovered))
+}
+
+fn choose_superblock(disk: &mut dyn Disk) -> Result<Chosen, OpenError> {
+    Superblock::choose(disk).map_err(|not_chosen| match not_chosen {
+        NotChosen::Unreadable { copies_valid } => OpenError::SuperblockUnreadable { copies_valid },
+        NotChosen::FormatVersion { found } => OpenError::FormatVersion { found, supported: FORMAT_VERSION },
+    })
+}
+
+fn size_of(disk: &mut dyn Disk, file: File) -> Result<u64, OpenError> {
+    disk.size(file)
+        .map_err(|source| OpenError::Disk { doing: format!("look at the {} file", file.name()), source })
+}
+
+fn expect_size(disk: &mut dyn Disk, file: File, expected: u64) -> Result<(), OpenError> {
+    let found = size_of(disk, file)?;
+    if found == expected { Ok(()) } else { Err(OpenError::WrongSize { file, expected, found }) }
+}
+
+/// Alone, a replica has nobody to repair from, and everything that it flushed may have been acknowledged (§7).
+fn refuse_damage_of_the_only_copy(state: &VsrState, scan: &Scan) -> Result<(), OpenError> {
+    if state.membership.voters.len() != 1 {
+        return Ok(());
+    }
+    let scanned = scan.entries.iter().filter(|entry| entry.verdict == Verdict::Faulty);
+    let mut faulty: Vec<OpRef> = scanned.map(|entry| entry.header.op_ref()).collect();
+    faulty.retain(|entry| state.checkpoint.op < entry.op);
+    faulty.sort_unstable();
+    if faulty.is_empty() && scan.uncertain_from.is_none() {
+        return Ok(());
+    }
+    Err(OpenError::OnlyCopyDamaged { damage: Damage { faulty, uncertain_from: scan.uncertain_from } })
+}

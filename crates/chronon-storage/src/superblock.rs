@@ -1,0 +1,382 @@
+//! The superblock: who this data directory is, and the protocol's durable state. Four copies; see `docs/format.md`.
+//!
+//! Two copies are written and flushed, then the other two: whatever tears, two identical ones with the highest
+//! sequence that was ever reported are left.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use chronon_vsr::{
+    Checksum, ClusterId, DiskId, ENTRY_HEADER_SIZE, EntryHeader, Epoch, Incarnation, LogStamp, Member,
+    Membership, Op, OpRef, PeerMemory, ReplicaId, Ring, SUFFIX_MAX, Stamp, VOTERS_MAX, View, VsrState,
+};
+
+use crate::buffer::Buffer;
+use crate::bytes::{Reader, Writer};
+use crate::{Bytes, Disk, File, Identity, Step};
+
+/// Bytes of one copy.
+pub(crate) const COPY_SIZE: usize = 16 * 1024;
+
+/// How many copies there are, how many must read back right, and how many must agree for the data to open.
+pub(crate) const COPIES: usize = 4;
+const COPIES_TO_WRITE: usize = 3;
+const COPIES_TO_OPEN: usize = 2;
+
+// Copies that a write left right and copies that an older write left right can't both be enough to open.
+const _: () = assert!(COPIES < COPIES_TO_WRITE + COPIES_TO_OPEN);
+
+/// The version of everything in a data directory.
+pub(crate) const FORMAT_VERSION: u32 = 1;
+
+const MAGIC: [u8; 8] = *b"CHRONSUP";
+
+/// From here on the copies of one superblock are the same bytes.
+const SHARED_START: usize = 32;
+
+/// The most members that a configuration encodes.
+const MEMBERS_MAX: usize = 12;
+
+/// The most peers remembered.
+const PEERS_MAX: usize = 32;
+
+/// The most damaged entries that are named. Damage beyond it is kept as uncertainty: see [`within_bounds`].
+pub(crate) const FAULTY_MAX: usize = 400;
+
+const HEAD_SIZE: usize = 192;
+const MEMBERSHIP_SIZE_MAX: usize = 8 + 2 + MEMBERS_MAX * 17;
+const STATE_SIZE_MAX: usize = MEMBERSHIP_SIZE_MAX
+    + 2 * 16
+    + (1 + SUFFIX_MAX * ENTRY_HEADER_SIZE)
+    + (2 + FAULTY_MAX * 24)
+    + 9
+    + 2 * 24
+    + (1 + PEERS_MAX * 49);
+const _: () = assert!(HEAD_SIZE + STATE_SIZE_MAX <= COPY_SIZE);
+const _: () = assert!(VOTERS_MAX <= MEMBERS_MAX);
+
+/// A superblock, as read from verified copies or about to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Superblock {
+    /// Rises with every write.
+    pub(crate) sequence: u64,
+    /// The checksum of the superblock before this one; zeros for the first.
+    pub(crate) parent: Checksum,
+    pub(crate) identity: Identity,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) ring: Ring,
+    /// Bytes of the WAL file.
+    pub(crate) wal_size: u64,
+    pub(crate) state: VsrState,
+}
+
+/// What the copies on a disk say together.
+#[derive(Debug)]
+pub(crate) struct Chosen {
+    pub(crate) superblock: Superblock,
+    /// The highest sequence of any readable copy: what is written next goes above it.
+    pub(crate) sequence_max: u64,
+    /// The checksum of the chosen superblock.
+    pub(crate) checksum: Checksum,
+}
+
+/// Why no superblock could be chosen.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum NotChosen {
+    /// Too few copies agree.
+    Unreadable { copies_valid: u8 },
+    /// Good copies, of another format.
+    FormatVersion { found: u32 },
+}
+
+impl Superblock {
+    /// The four copies, one after another, and the checksum of what they share.
+    pub(crate) fn encode(&self, buffer: &mut [u8]) -> Checksum {
+        assert_eq!(buffer.len(), COPIES * COPY_SIZE);
+        let (first, others) = buffer.split_at_mut(COPY_SIZE);
+        self.encode_shared(&mut first[SHARED_START..]);
+        let shared = Checksum::of(&first[SHARED_START..]);
+        for other in others.chunks_exact_mut(COPY_SIZE) {
+            other[SHARED_START..].copy_from_slice(&first[SHARED_START..]);
+        }
+        for (index, copy) in buffer.chunks_exact_mut(COPY_SIZE).enumerate() {
+            let mut head = Writer::new(&mut copy[16..SHARED_START]);
+            head.put(&MAGIC);
+            head.u32(FORMAT_VERSION);
+            head.u8(u8::try_from(index).expect("there are four copies"));
+            head.finish();
+            let checksum = Checksum::of(&copy[16..]);
+            copy[..16].copy_from_slice(&checksum.to_bytes());
+        }
+        shared
+    }
+
+    fn encode_shared(&self, bytes: &mut [u8]) {
+        let mut w = Writer::new(bytes);
+        w.u64(self.sequence);
+        w.put(&self.parent.to_bytes());
+        w.u128(self.identity.cluster.value());
+        w.u128(self.identity.lineage);
+        w.u128(self.identity.disk.value());
+        w.u8(self.identity.replica.value());
+        w.zeros(7);
+        w.u64(self.incarnation.value());
+        w.u64(self.ring.log);
+        w.u64(self.ring.checkpoint_interval);
+        w.u64(self.ring.slack);
+        w.u64(self.ring.charge_max);
+        w.u64(self.wal_size);
+        w.zeros(HEAD_SIZE - SHARED_START - 128);
+        encode_state(&mut w, &self.state);
+        w.finish();
+    }
+
+    fn decode_shared(bytes: &[u8]) -> Option<Superblock> {
+        let mut r = Reader::new(bytes);
+        let sequence = r.u64()?;
+        let parent = Checksum::from_bytes(r.array()?);
+        let cluster = ClusterId::new(r.u128()?);
+        let lineage = r.u128()?;
+        let disk = DiskId::new(r.u128()?);
+        let replica = ReplicaId::new(r.u8()?);
+        r.zeros(7)?;
+        let incarnation = Incarnation::new(r.u64()?);
+        let ring =
+            Ring { log: r.u64()?, checkpoint_interval: r.u64()?, slack: r.u64()?, charge_max: r.u64()? };
+        let wal_size = r.u64()?;
+        r.zeros(HEAD_SIZE - SHARED_START - 128)?;
+        let state = decode_state(&mut r)?;
+        let identity = Identity { cluster, lineage, replica, disk };
+        r.only_zeros_left().then_some(Superblock {
+            sequence,
+            parent,
+            identity,
+            incarnation,
+            ring,
+            wal_size,
+            state,
+        })
+    }
+
+    /// The steps that make this superblock durable, and its checksum.
+    pub(crate) fn steps(&self) -> (Vec<Step>, Checksum) {
+        let mut buffer = Buffer::zeroed(COPIES * COPY_SIZE);
+        let checksum = self.encode(buffer.as_mut());
+        let buffer = Arc::new(buffer);
+        let half = COPIES / 2 * COPY_SIZE;
+        let write = |start: usize| Step::Write {
+            file: File::Superblock,
+            position: start as u64,
+            bytes: Bytes::new(Arc::clone(&buffer), start..start + half),
+        };
+        let flush = || Step::Flush { file: File::Superblock };
+        let read_back = Step::ReadBack {
+            file: File::Superblock,
+            position: 0,
+            bytes: Bytes::new(Arc::clone(&buffer), 0..COPIES * COPY_SIZE),
+            copy_size: COPY_SIZE,
+            copies_required: COPIES_TO_WRITE,
+        };
+        (vec![write(0), flush(), write(half), flush(), read_back], checksum)
+    }
+
+    /// Reads the copies and chooses the newest superblock that two of them hold.
+    pub(crate) fn choose(disk: &mut dyn Disk) -> Result<Chosen, NotChosen> {
+        let mut buffer = Buffer::zeroed(COPY_SIZE);
+        let mut valid: BTreeMap<(u64, Checksum), (u8, Box<Superblock>)> = BTreeMap::new();
+        let mut copies_valid = 0;
+        let mut other_version = None;
+        for index in 0..COPIES {
+            let position = (index * COPY_SIZE) as u64;
+            // A copy that can't be read is a damaged copy.
+            if disk.read(File::Superblock, position, buffer.as_mut()).is_err() {
+                continue;
+            }
+            match decode_copy(&buffer, index) {
+                Copy::Valid { superblock, checksum } => {
+                    copies_valid += 1;
+                    let key = (superblock.sequence, checksum);
+                    valid.entry(key).or_insert((0, superblock)).0 += 1;
+                }
+                Copy::OtherVersion { found } => other_version = Some(found),
+                Copy::Damaged => {}
+            }
+        }
+        let sequence_max = valid.keys().map(|(sequence, _)| *sequence).max();
+        let newest = valid.into_iter().rev().find(|(_, (copies, _))| COPIES_TO_OPEN <= usize::from(*copies));
+        match (newest, sequence_max, other_version) {
+            (Some(((_, checksum), (_, superblock))), Some(sequence_max), _) => {
+                Ok(Chosen { superblock: *superblock, sequence_max, checksum })
+            }
+            (_, _, Some(found)) => Err(NotChosen::FormatVersion { found }),
+            (_, _, None) => Err(NotChosen::Unreadable { copies_valid }),
+        }
+    }
+}
+
+/// One copy, as found.
+enum Copy {
+    Valid { superblock: Box<Superblock>, checksum: Checksum },
+    OtherVersion { found: u32 },
+    Damaged,
+}
+
+fn decode_copy(copy: &[u8], index: usize) -> Copy {
+    let fields = || {
+        let mut r = Reader::new(copy);
+        let checksum = Checksum::from_bytes(r.array()?);
+        let magic: [u8; 8] = r.array()?;
+        let version = r.u32()?;
+        let found_index = r.u8()?;
+        r.zeros(3)?;
+        let right =
+            checksum == Checksum::of(&copy[16..]) && magic == MAGIC && usize::from(found_index) == index;
+        right.then_some(version)
+    };
+    match fields() {
+        None => Copy::Damaged,
+        Some(FORMAT_VERSION) => {
+            let shared = &copy[SHARED_START..];
+            Superblock::decode_shared(shared).map_or(Copy::Damaged, |superblock| Copy::Valid {
+                superblock: Box::new(superblock),
+                checksum: Checksum::of(shared),
+            })
+        }
+        Some(found) => Copy::OtherVersion { found },
+    }
+}
+
+/// The state with no more faulty markers than the superblock holds. Beyond that many, uncertainty from the lowest
+/// one that is left out says the same more coarsely: neither acked nor nacked from there up.
+pub(crate) fn within_bounds(mut state: VsrState) -> VsrState {
+    assert!(state.suffix.len() <= SUFFIX_MAX);
+    assert!(state.membership.voters.len() + state.membership.learners.len() <= MEMBERS_MAX);
+    assert!(state.peers.len() <= PEERS_MAX);
+    if FAULTY_MAX < state.faulty.len() {
+        state.faulty.sort_unstable();
+        let lowest_left_out = state.faulty[FAULTY_MAX].op;
+        state.faulty.truncate(FAULTY_MAX);
+        state.uncertain_from =
+            Some(state.uncertain_from.map_or(lowest_left_out, |from| from.min(lowest_left_out)));
+    }
+    state
+}
+
+fn encode_state(w: &mut Writer<'_>, state: &VsrState) {
+    let count = |length: usize| u8::try_from(length).expect("within_bounds has counted");
+    w.u64(state.membership.epoch.value());
+    for members in [&state.membership.voters, &state.membership.learners] {
+        w.u8(count(members.len()));
+        for member in members {
+            w.u8(member.replica.value());
+            w.u128(member.disk.value());
+        }
+    }
+    encode_stamp(w, state.stamp);
+    encode_stamp(w, state.log_stamp.stamp());
+    w.u8(count(state.suffix.len()));
+    for header in &state.suffix {
+        w.put(&header.encode());
+    }
+    w.u16(u16::try_from(state.faulty.len()).expect("within_bounds has counted"));
+    for faulty in &state.faulty {
+        encode_op_ref(w, *faulty);
+    }
+    w.u8(u8::from(state.uncertain_from.is_some()));
+    w.u64(state.uncertain_from.map_or(0, Op::value));
+    encode_op_ref(w, state.commit_max);
+    encode_op_ref(w, state.checkpoint);
+    w.u8(count(state.peers.len()));
+    for peer in &state.peers {
+        w.u8(peer.replica.value());
+        w.u128(peer.disk.value());
+        w.u64(peer.incarnation.value());
+        encode_stamp(w, peer.stamp);
+        w.u64(peer.acked.value());
+    }
+}
+
+fn decode_state(r: &mut Reader<'_>) -> Option<VsrState> {
+    let epoch = Epoch::new(r.u64()?);
+    let voters = decode_members(r)?;
+    let learners = decode_members(r)?;
+    if voters.is_empty() || VOTERS_MAX < voters.len() || MEMBERS_MAX < voters.len() + learners.len() {
+        return None;
+    }
+    let stamp = decode_stamp(r)?;
+    let log_stamp = LogStamp::adopted(decode_stamp(r)?);
+    let suffix_length = usize::from(r.u8()?);
+    if SUFFIX_MAX < suffix_length {
+        return None;
+    }
+    let suffix = (0..suffix_length)
+        .map(|_| EntryHeader::decode(&r.array::<ENTRY_HEADER_SIZE>()?))
+        .collect::<Option<Vec<_>>>()?;
+    let faulty_length = usize::from(r.u16()?);
+    if FAULTY_MAX < faulty_length {
+        return None;
+    }
+    let faulty = (0..faulty_length).map(|_| decode_op_ref(r)).collect::<Option<Vec<_>>>()?;
+    let uncertain_from = match (r.u8()?, r.u64()?) {
+        (0, 0) => None,
+        (1, op) => Some(Op::new(op)),
+        _ => return None,
+    };
+    let commit_max = decode_op_ref(r)?;
+    let checkpoint = decode_op_ref(r)?;
+    let peers_length = usize::from(r.u8()?);
+    if PEERS_MAX < peers_length {
+        return None;
+    }
+    let peers = (0..peers_length)
+        .map(|_| {
+            Some(PeerMemory {
+                replica: ReplicaId::new(r.u8()?),
+                disk: DiskId::new(r.u128()?),
+                incarnation: Incarnation::new(r.u64()?),
+                stamp: decode_stamp(r)?,
+                acked: Op::new(r.u64()?),
+            })
+        })
+        .collect::<Option<Vec<_>>>()?;
+    let membership = Membership { epoch, voters, learners };
+    Some(VsrState {
+        membership,
+        stamp,
+        log_stamp,
+        suffix,
+        faulty,
+        uncertain_from,
+        commit_max,
+        checkpoint,
+        peers,
+    })
+}
+
+fn decode_members(r: &mut Reader<'_>) -> Option<Vec<Member>> {
+    let length = usize::from(r.u8()?);
+    if MEMBERS_MAX < length {
+        return None;
+    }
+    (0..length)
+        .map(|_| Some(Member { replica: ReplicaId::new(r.u8()?), disk: DiskId::new(r.u128()?) }))
+        .collect()
+}
+
+fn encode_stamp(w: &mut Writer<'_>, stamp: Stamp) {
+    w.u64(stamp.epoch.value());
+    w.u64(stamp.view.value());
+}
+
+fn decode_stamp(r: &mut Reader<'_>) -> Option<Stamp> {
+    Some(Stamp { epoch: Epoch::new(r.u64()?), view: View::new(r.u64()?) })
+}
+
+fn encode_op_ref(w: &mut Writer<'_>, entry: OpRef) {
+    w.u64(entry.op.value());
+    w.put(&entry.checksum.to_bytes());
+}
+
+fn decode_op_ref(r: &mut Reader<'_>) -> Option<OpRef> {
+    Some(OpRef { op: Op::new(r.u64()?), checksum: Checksum::from_bytes(r.array()?) })
+}
