@@ -291,3 +291,6 @@ impl<'a> Chain<'a> {
 fn bit(bits: u16, at: usize) -> bool {
     at < u16::BITS as usize && bits & (1 << at) != 0
 }
+
+#[cfg(test)]
+mod tests;
