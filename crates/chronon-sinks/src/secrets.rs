@@ -3,9 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 
+type Find = dyn Fn(&str) -> Option<Vec<u8>> + Send + Sync;
+
 /// Where a node finds its secrets.
 #[derive(Clone)]
-pub struct Secrets(Arc<dyn Fn(&str) -> Option<Vec<u8>> + Send + Sync>);
+pub struct Secrets(Arc<Find>);
 
 impl Secrets {
     /// From the environment: the secret `psp-key` is the variable `CHRONON_SECRET_PSP_KEY`.

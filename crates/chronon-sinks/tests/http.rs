@@ -1,5 +1,6 @@
 //! The http sink against a real small server that misbehaves in every way that matters.
 #![cfg(feature = "http")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::future::Future;
 use std::net::SocketAddr;

@@ -153,7 +153,7 @@ impl StatusTable {
             410 => Verdict::Freeze,
             429 => Verdict::Definite,
             // A redirect is not followed: whoever set the sink must name the right place.
-            300..=399 | 400..=499 => Verdict::Permanent,
+            300..=499 => Verdict::Permanent,
             _ => Verdict::Ambiguous,
         })
     }
