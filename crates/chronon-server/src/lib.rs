@@ -1,1 +1,32 @@
-//! placeholder
+//! One replica as a running process: threads, TCP, the HTTP API.
+//!
+//! ```text
+//!            ┌────────────── Front thread ──────────────┐   writes    ┌─ WAL thread ─┐
+//! peers ◄──► │ peers.rs ─┐                              │ ──────────► │ wal.rs       │ ──► disk
+//!            │           ├─► chronon_node::Front        │ ◄────────── │              │
+//! clients ◄► │ clients.rs┘                              │   durable   └──────────────┘
+//!            └───▲──────────────────────────────────┬───┘
+//!                │ asks            executed, proposals │ commits, queries
+//!            ┌───┴─── pool ───┐               ┌─────▼─ Back thread ─┐
+//! HTTP ◄───► │ api            │   attempts    │ apply.rs            │
+//! sinks ◄──► │ attempts.rs    │ ◄───────────► │ chronon_node::Back  │
+//!            └────────────────┘               └─────────────────────┘
+//! ```
+//!
+//! Queues between threads are bounded by named limits ([`Limits`]); what is full says Busy, or drops what may be lost.
+#![forbid(unsafe_code)]
+
+mod admission;
+mod apply;
+mod clients;
+mod clock;
+mod config;
+mod counters;
+mod front;
+mod mailbox;
+mod peers;
+mod stop;
+mod wire;
+
+pub use config::{Addresses, DiskKind, Limits, Listen, ServerConfig};
+pub use stop::StopReason;

@@ -1,0 +1,140 @@
+//! What a replica's process is told: addresses, limits, rhythms.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use chronon_node::FrontLimits;
+use chronon_vsr::{ClusterId, ReplicaId, Timing};
+
+/// Everything a replica's process is told besides its data directory.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// The cluster that is meant. None: whatever the data directory is of.
+    pub cluster: Option<ClusterId>,
+    /// The replica that is meant. None: whatever the data directory is of.
+    pub replica: Option<ReplicaId>,
+    /// Where this replica listens.
+    pub listen: Listen,
+    /// Where every replica is reached, this one included. May be empty for a single replica.
+    pub replicas: BTreeMap<ReplicaId, Addresses>,
+    /// Bounds.
+    pub limits: Limits,
+    /// The protocol's rhythms and patience.
+    pub timing: Timing,
+    /// Which disk the data directory is on.
+    pub disk: DiskKind,
+    /// Guards broken on purpose. `Mutations::NONE` outside tests.
+    pub mutations: chronon_vsr::Mutations,
+}
+
+impl Default for ServerConfig {
+    fn default() -> ServerConfig {
+        ServerConfig {
+            cluster: None,
+            replica: None,
+            listen: Listen::default(),
+            replicas: BTreeMap::new(),
+            limits: Limits::default(),
+            timing: Timing::default(),
+            disk: DiskKind::Real,
+            mutations: chronon_vsr::Mutations::NONE,
+        }
+    }
+}
+
+/// Where a replica listens. Port 0 takes a free one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// For other replicas.
+    pub peer: SocketAddr,
+    /// For clients of the binary protocol.
+    pub client: SocketAddr,
+    /// For the HTTP API. None: there is none.
+    pub http: Option<SocketAddr>,
+}
+
+impl Default for Listen {
+    /// Free ports on loopback.
+    fn default() -> Listen {
+        let free = SocketAddr::from(([127, 0, 0, 1], 0));
+        Listen { peer: free, client: free, http: Some(free) }
+    }
+}
+
+/// Where others reach a replica: `host:port` each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// For other replicas.
+    pub peer: String,
+    /// For clients of the binary protocol, and for replicas that forward.
+    pub client: String,
+}
+
+/// Which disk a data directory is on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DiskKind {
+    /// The real one.
+    #[default]
+    Real,
+    /// The real one behind a layer that keeps what is not flushed in process memory, so that SIGKILL is a power cut.
+    /// For tests. A file `stall-disk` in the data directory holding a number of milliseconds stalls the next flush.
+    Unflushed,
+}
+
+/// Bounds of the process. When one is reached, the answer is Busy, or a message is dropped; nothing grows.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bounds of what Front holds.
+    pub front: FrontLimits,
+    /// Connections of other replicas.
+    pub peer_connections_max: usize,
+    /// Messages waiting to be sent to one peer; beyond it the oldest are dropped.
+    pub peer_queue_messages_max: usize,
+    /// Bytes waiting to be sent to one peer; beyond it the oldest messages are dropped.
+    pub peer_queue_bytes_max: usize,
+    /// Writes handed to the WAL thread and not yet durable; beyond it prepares from peers are dropped.
+    pub wal_writes_max: usize,
+    /// Bytes of such writes.
+    pub wal_bytes_max: usize,
+    /// Connections of clients.
+    pub client_connections_max: usize,
+    /// Requests of one connection that are not answered yet.
+    pub client_outstanding_max: usize,
+    /// Bytes of answers that one client has not read yet; a slower reader is cut off.
+    pub client_unread_bytes_max: usize,
+    /// A connection that asks for nothing this long is closed.
+    pub client_idle_max: Duration,
+    /// A connection that does not say Hello this long is closed.
+    pub client_hello_max: Duration,
+    /// The longest that an answer is waited for, whatever the caller asks.
+    pub request_timeout_max: Duration,
+    /// Connections to the HTTP API.
+    pub http_connections_max: usize,
+    /// Requests of the HTTP API waiting for Front.
+    pub http_queue_max: usize,
+    /// Attempts under way at once, of all sinks together.
+    pub attempts_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            front: FrontLimits::default(),
+            peer_connections_max: 32,
+            peer_queue_messages_max: 1_024,
+            peer_queue_bytes_max: 32 * 1024 * 1024,
+            wal_writes_max: 4_096,
+            wal_bytes_max: 64 * 1024 * 1024,
+            client_connections_max: 4_096,
+            client_outstanding_max: 4_096,
+            client_unread_bytes_max: 16 * 1024 * 1024,
+            client_idle_max: Duration::from_secs(600),
+            client_hello_max: Duration::from_secs(5),
+            request_timeout_max: Duration::from_secs(60),
+            http_connections_max: 1_024,
+            http_queue_max: 4_096,
+            attempts_max: 1_024,
+        }
+    }
+}

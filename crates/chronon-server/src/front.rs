@@ -1,0 +1,513 @@
+//! The Front thread: the half that orders, with the network around it, on one tokio loop.
+//!
+//! Everything here runs on one thread. What arrives is handed to Front at once; what Front wants done is collected once
+//! a turn of the loop, after everything that was readable has been read. So requests that arrive together become one
+//! batch, and no timer delays the first.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use chronon_kernel::{Answer, Busy, Consistency, NotExecuted};
+use chronon_node::{Front, FrontInput, FrontOutput, FrontStatus, Gate, ToFront, Token};
+use chronon_vsr::{
+    ClusterId, Durable, Event, Instant, Message, Payload, ReplicaId, Role, Status, Write, WriteNumber,
+};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::sleep;
+use tracing::{debug, error, info, warn};
+
+use crate::admission::{Admission, Admitted};
+use crate::apply::BackMessage;
+use crate::clients::Connection;
+use crate::clock::Clock;
+use crate::config::Limits;
+use crate::counters::Counters;
+use crate::mailbox::Mailbox;
+use crate::peers::Peers;
+use crate::stop::{Stop, StopReason};
+
+/// Between two reports of the disk's age while a write is outstanding.
+const DISK_AGE_REPORT: Duration = Duration::from_millis(100);
+
+/// The longest sleep: a deadline further off is looked at again then.
+const SLEEP_MAX: Duration = Duration::from_secs(3_600);
+
+/// How much is taken from one channel before the outputs are carried out.
+const TURN_MAX: usize = 1_024;
+
+/// What other threads ask of Front.
+#[derive(Debug)]
+pub(crate) enum Ask {
+    /// Order this.
+    Submit { admitted: Admitted, timeout: Duration, answer: oneshot::Sender<Answer> },
+    /// Answer this.
+    Query { query: Vec<u8>, consistency: Consistency, timeout: Duration, answer: oneshot::Sender<Answer> },
+    /// Say how it is.
+    Status(oneshot::Sender<FrontReport>),
+    /// Give the primacy up, if it has it.
+    StepDown,
+}
+
+/// How Front is.
+#[derive(Clone, Debug)]
+pub(crate) struct FrontReport {
+    pub(crate) status: FrontStatus,
+    /// Requests that nobody has an answer to yet.
+    pub(crate) unanswered: usize,
+    /// This replica's part of `GET /v1/cluster`.
+    pub(crate) json: String,
+}
+
+/// Who waits for an answer.
+#[derive(Debug)]
+pub(crate) enum Waiter {
+    /// A client's connection.
+    Client { connection: Rc<Connection>, ticket: u64 },
+    /// Another thread.
+    Thread(oneshot::Sender<Answer>),
+}
+
+impl Waiter {
+    /// Answers.
+    pub(crate) fn answer(self, answer: Answer) {
+        match self {
+            Waiter::Client { connection, ticket } => connection.answer(ticket, answer),
+            // Nobody waits any more: the caller went away.
+            Waiter::Thread(sender) => drop(sender.send(answer)),
+        }
+    }
+}
+
+/// What the Front thread is made of.
+pub(crate) struct FrontThread {
+    pub(crate) me: ReplicaId,
+    pub(crate) cluster: ClusterId,
+    pub(crate) limits: Limits,
+    pub(crate) admission: Admission,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) peers: Peers,
+    front: RefCell<Front>,
+    clock: Clock,
+    /// Something was handed to Front since the outputs were last carried out.
+    touched: Notify,
+    waiters: RefCell<HashMap<Token, Waiter>>,
+    next_token: Cell<u64>,
+    writes: RefCell<Writes>,
+    wal: Mailbox<Write>,
+    back: Mailbox<BackMessage>,
+    gate: Arc<Mutex<Gate>>,
+    stop: Stop,
+}
+
+/// The other ends of the Front thread's queues.
+pub(crate) struct Joints {
+    pub(crate) wal: Mailbox<Write>,
+    pub(crate) back: Mailbox<BackMessage>,
+    pub(crate) gate: Arc<Mutex<Gate>>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) stop: Stop,
+}
+
+/// What the other threads say to Front.
+pub(crate) struct Inlets {
+    pub(crate) durable: mpsc::Receiver<Durable>,
+    pub(crate) back: mpsc::Receiver<ToFront>,
+    pub(crate) asks: mpsc::Receiver<Ask>,
+}
+
+impl FrontThread {
+    /// The thread's state around an opened Front.
+    pub(crate) fn new(
+        front: Front,
+        (me, cluster): (ReplicaId, ClusterId),
+        peers: Peers,
+        limits: Limits,
+        admission: Admission,
+        joints: Joints,
+    ) -> FrontThread {
+        FrontThread {
+            me,
+            cluster,
+            limits,
+            admission,
+            peers,
+            front: RefCell::new(front),
+            clock: Clock,
+            touched: Notify::new(),
+            waiters: RefCell::default(),
+            next_token: Cell::new(1),
+            writes: RefCell::default(),
+            wal: joints.wal,
+            back: joints.back,
+            gate: joints.gate,
+            counters: joints.counters,
+            stop: joints.stop,
+        }
+    }
+
+    /// Runs until the replica stops.
+    pub(crate) async fn run(self: Rc<Self>, mut inlets: Inlets) {
+        let mut deadline = self.carry_out();
+        loop {
+            let patience = deadline.since(self.clock.monotonic()).min(SLEEP_MAX);
+            tokio::select! {
+                _ = self.stop.stopped() => return,
+                () = self.touched.notified() => {}
+                Some(durable) = inlets.durable.recv() => self.durable(durable),
+                Some(from_back) = inlets.back.recv() => self.handle(FrontInput::Back(from_back)),
+                Some(ask) = inlets.asks.recv() => self.ask(ask),
+                () = sleep(patience) => self.tick(),
+            }
+            for _ in 0..TURN_MAX {
+                let Ok(durable) = inlets.durable.try_recv() else { break };
+                self.durable(durable);
+            }
+            for _ in 0..TURN_MAX {
+                let Ok(from_back) = inlets.back.try_recv() else { break };
+                self.handle(FrontInput::Back(from_back));
+            }
+            for _ in 0..TURN_MAX {
+                let Ok(ask) = inlets.asks.try_recv() else { break };
+                self.ask(ask);
+            }
+            deadline = self.carry_out();
+        }
+    }
+
+    /// A peer's message.
+    pub(crate) fn message(&self, message: Message) {
+        let appends = matches!(message.payload, Payload::Prepare { .. } | Payload::Repair { .. });
+        if appends && self.writes.borrow().full(&self.limits) {
+            // As if the network had lost it: the disk is behind, and what waits for it must stay bounded.
+            self.counters.peer_prepares_shed.add();
+            return;
+        }
+        self.touch(FrontInput::Message(message));
+    }
+
+    /// The connection to a peer was lost and can't be made again.
+    pub(crate) fn peer_unreachable(&self, peer: ReplicaId) {
+        self.touch(FrontInput::PeerUnreachable(peer));
+    }
+
+    /// Orders a request.
+    pub(crate) fn submit(&self, waiter: Waiter, admitted: Admitted, timeout: Duration) {
+        self.counters.submissions.add();
+        let token = self.wait(waiter);
+        let deadline = self.deadline(timeout);
+        let Admitted { request, repeat } = admitted;
+        self.touch(FrontInput::Submit { token, request, deadline, repeat });
+    }
+
+    /// Answers a query.
+    pub(crate) fn query(&self, waiter: Waiter, query: Vec<u8>, consistency: Consistency, timeout: Duration) {
+        self.counters.queries.add();
+        let token = self.wait(waiter);
+        let deadline = self.deadline(timeout);
+        self.touch(FrontInput::Query { token, query, consistency, deadline });
+    }
+
+    /// This replica's part of `GET /v1/cluster`.
+    pub(crate) fn status_json(&self) -> String {
+        let status = self.front.borrow().status();
+        let (role, stamp, serving, primary) = match status.role {
+            Role::Primary { stamp, serving } => ("primary", stamp, serving, Some(self.me)),
+            Role::Backup { stamp, primary } => ("backup", stamp, false, Some(primary)),
+            Role::Changing { stamp } => ("changing", stamp, false, None),
+        };
+        let protocol = match status.status {
+            Status::Normal => "normal",
+            Status::ViewChange => "view_change",
+            Status::RecoveringHead => "recovering_head",
+            Status::Halted => "halted",
+        };
+        let disk_age = self.writes.borrow().age(self.clock.monotonic());
+        serde_json::json!({
+            "replica": self.me.value(),
+            "role": role,
+            "serving": serving,
+            "status": protocol,
+            "primary": primary.map(ReplicaId::value),
+            "epoch": stamp.epoch.value(),
+            "view": stamp.view.value(),
+            "op": status.head.value(),
+            "commit": status.commit_max.op.value(),
+            "applied": status.applied.value(),
+            "queued": status.queued,
+            "disk_age_ms": u64::try_from(disk_age.as_millis()).unwrap_or(u64::MAX),
+            "peers_connected": self.peers.connected(),
+        })
+        .to_string()
+    }
+
+    fn ask(&self, ask: Ask) {
+        match ask {
+            Ask::Submit { admitted, timeout, answer } => self.submit(Waiter::Thread(answer), admitted, timeout),
+            Ask::Query { query, consistency, timeout, answer } => {
+                self.query(Waiter::Thread(answer), query, consistency, timeout);
+            }
+            Ask::Status(sender) => {
+                let report = FrontReport {
+                    status: self.front.borrow().status(),
+                    unanswered: self.waiters.borrow().len(),
+                    json: self.status_json(),
+                };
+                // Nobody waits any more: the caller went away.
+                drop(sender.send(report));
+            }
+            Ask::StepDown => self.handle(FrontInput::StepDown),
+        }
+    }
+
+    fn wait(&self, waiter: Waiter) -> Token {
+        let token = Token(self.next_token.get());
+        self.next_token.set(token.0 + 1);
+        self.waiters.borrow_mut().insert(token, waiter);
+        token
+    }
+
+    fn deadline(&self, timeout: Duration) -> Instant {
+        self.clock.monotonic() + timeout.min(self.limits.request_timeout_max)
+    }
+
+    fn handle(&self, input: FrontInput) {
+        self.front.borrow_mut().handle(self.clock.now(), input);
+    }
+
+    /// Hands something over from a task beside the loop.
+    fn touch(&self, input: FrontInput) {
+        self.handle(input);
+        self.touched.notify_one();
+    }
+
+    fn tick(&self) {
+        let now = self.clock.monotonic();
+        let report = self.writes.borrow_mut().report(now);
+        match report {
+            Some(age) => self.handle(FrontInput::DiskAge(age)),
+            None => self.handle(FrontInput::Tick),
+        }
+    }
+
+    fn durable(&self, durable: Durable) {
+        let recovered = self.writes.borrow_mut().durable(durable);
+        self.handle(FrontInput::Durable(durable));
+        if recovered {
+            self.handle(FrontInput::DiskAge(Duration::ZERO));
+        }
+    }
+
+    /// Carries out what Front wants done, and says when it wants to be asked again.
+    fn carry_out(&self) -> Instant {
+        let mut front = self.front.borrow_mut();
+        loop {
+            match front.poll_output() {
+                FrontOutput::Send(to, message) => self.peers.send(to, &message),
+                FrontOutput::Persist(write) => self.persist(write),
+                FrontOutput::Back(to_back) => self.back.push(BackMessage::Front(to_back)),
+                FrontOutput::Answer(token, answer) => self.answer(token, answer),
+                FrontOutput::GateConfirmed(round) => {
+                    self.gate.lock().unwrap_or_else(PoisonError::into_inner).confirm(round);
+                }
+                FrontOutput::GateClosed => self.gate.lock().unwrap_or_else(PoisonError::into_inner).close(),
+                FrontOutput::Event(event) => self.tell(&event),
+                FrontOutput::Wait(deadline) => return deadline.min(self.writes.borrow().next_report()),
+            }
+        }
+    }
+
+    fn persist(&self, write: Write) {
+        let mut writes = self.writes.borrow_mut();
+        writes.started(&write, self.clock.monotonic());
+        // Appends that peers cause are shed at the limit; what the protocol writes of its own accord is far less.
+        let limit = 2 * self.limits.wal_writes_max;
+        if limit < writes.count() {
+            self.stop.stop(StopReason::WalQueueFull { limit });
+        }
+        self.counters.wal_writes.add();
+        self.wal.push(write);
+    }
+
+    fn answer(&self, token: Token, answer: Answer) {
+        match &answer {
+            Answer::Decided(_) | Answer::Answered { .. } => self.counters.answers_decided.add(),
+            Answer::NotExecuted(_) => self.counters.answers_not_executed.add(),
+            Answer::Indeterminate => self.counters.answers_indeterminate.add(),
+        }
+        if let Some(waiter) = self.waiters.borrow_mut().remove(&token) {
+            waiter.answer(answer);
+        }
+    }
+
+    fn tell(&self, event: &Event) {
+        match event {
+            Event::PrimaryStarted { stamp, head } => info!(%stamp, %head, "this replica is the primary"),
+            Event::ViewAdopted { stamp, head } => info!(%stamp, %head, "adopted the log of the primary"),
+            Event::ViewChangeVoted { stamp, to, why } => info!(%stamp, %to, ?why, "voted to leave the view"),
+            Event::ViewChangeStarted { stamp } => {
+                self.counters.view_changes.add();
+                info!(%stamp, "view change");
+            }
+            Event::Forfeited { stamp, to } => info!(%stamp, %to, "gave the view up to a replica that holds more"),
+            Event::LogTruncated { stamp, head } => info!(%stamp, %head, "cut what was never committed"),
+            Event::FirstCommitReached { stamp, op } => info!(%stamp, %op, "serving"),
+            Event::EntryRepaired { entry, from } => debug!(op = %entry.op, %from, "repaired an entry"),
+            Event::MessageDropped { from, command, why } => debug!(%from, ?command, ?why, "dropped a message"),
+            Event::UnrecoverableOp { op } => error!(%op, "too many copies of an op are damaged"),
+            Event::ForkDetected { op } => error!(%op, "two logs where there must be one: this replica halts"),
+            Event::PeerRefused { replica, why } => error!(%replica, ?why, "a peer is refused"),
+            Event::ReadRoundConfirmed { round } => debug!(round, "read round confirmed"),
+            Event::Abdicated { stamp, why } => warn!(%stamp, ?why, "gave the primacy up"),
+            Event::DigestMismatch { op, peer } => error!(%op, %peer, "replicas disagree about the state"),
+            Event::ClockDegraded => warn!("no majority of clocks agrees"),
+            Event::ClockAgreed => info!("a majority of clocks agrees again"),
+            // A newer release of the core may tell more.
+            other => info!(event = ?other, "event"),
+        }
+    }
+
+    /// Answers everybody who still waits: nobody can say any more what becomes of it.
+    pub(crate) fn abandon_waiters(&self) {
+        for (_, waiter) in self.waiters.borrow_mut().drain() {
+            waiter.answer(Answer::Indeterminate);
+        }
+    }
+}
+
+/// Writes that are not durable yet, to know how old the oldest is. Its age counts from the moment that Front asked:
+/// what waits in the WAL thread's queue is as late as what waits in the device.
+#[derive(Debug, Default)]
+struct Writes {
+    appends: VecDeque<Started>,
+    superblocks: VecDeque<Started>,
+    bytes: usize,
+    reported: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Started {
+    number: WriteNumber,
+    at: Instant,
+    bytes: usize,
+}
+
+impl Writes {
+    fn started(&mut self, write: &Write, at: Instant) {
+        match write {
+            Write::Append { number, entry, .. } => {
+                let bytes = entry.body().len();
+                self.bytes += bytes;
+                self.appends.push_back(Started { number: *number, at, bytes });
+            }
+            Write::Superblock { number, .. } => {
+                self.superblocks.push_back(Started { number: *number, at, bytes: 0 });
+            }
+        }
+    }
+
+    /// Forgets what is durable now; true when a reported age is over.
+    fn durable(&mut self, durable: Durable) -> bool {
+        let (queue, number) = match durable {
+            Durable::Appended(number) => (&mut self.appends, number),
+            Durable::Superblock(number) => (&mut self.superblocks, number),
+        };
+        while let Some(started) = queue.front()
+            && started.number <= number
+        {
+            self.bytes -= started.bytes;
+            queue.pop_front();
+        }
+        let young = self.oldest().is_none_or(|oldest| self.reported.is_some_and(|reported| reported < oldest));
+        young && self.reported.take().is_some()
+    }
+
+    fn oldest(&self) -> Option<Instant> {
+        let fronts = [self.appends.front(), self.superblocks.front()];
+        fronts.into_iter().flatten().map(|started| started.at).min()
+    }
+
+    fn age(&self, now: Instant) -> Duration {
+        self.oldest().map_or(Duration::ZERO, |oldest| now.since(oldest))
+    }
+
+    fn count(&self) -> usize {
+        self.appends.len() + self.superblocks.len()
+    }
+
+    fn full(&self, limits: &Limits) -> bool {
+        limits.wal_writes_max <= self.count() || limits.wal_bytes_max <= self.bytes
+    }
+
+    /// When the age is to be reported next.
+    fn next_report(&self) -> Instant {
+        match (self.oldest(), self.reported) {
+            (None, _) => Instant::NEVER,
+            (Some(oldest), None) => oldest + DISK_AGE_REPORT,
+            (Some(oldest), Some(reported)) => oldest.max(reported) + DISK_AGE_REPORT,
+        }
+    }
+
+    /// The age, if it is to be reported now.
+    fn report(&mut self, now: Instant) -> Option<Duration> {
+        if now < self.next_report() {
+            return None;
+        }
+        self.reported = Some(now);
+        Some(self.age(now))
+    }
+}
+
+/// How other threads ask Front.
+#[derive(Clone, Debug)]
+pub(crate) struct FrontHandle {
+    asks: mpsc::Sender<Ask>,
+}
+
+impl FrontHandle {
+    /// A handle whose asks arrive there.
+    pub(crate) fn new(asks: mpsc::Sender<Ask>) -> FrontHandle {
+        FrontHandle { asks }
+    }
+
+    /// Orders a request and waits for what becomes of it.
+    pub(crate) async fn submit(&self, admitted: Admitted, timeout: Duration) -> Answer {
+        let (answer, receiver) = oneshot::channel();
+        self.ask(Ask::Submit { admitted, timeout, answer }, receiver).await
+    }
+
+    /// Asks a query and waits for its answer.
+    pub(crate) async fn query(&self, query: Vec<u8>, consistency: Consistency, timeout: Duration) -> Answer {
+        let (answer, receiver) = oneshot::channel();
+        self.ask(Ask::Query { query, consistency, timeout, answer }, receiver).await
+    }
+
+    /// How Front is; none once the replica has stopped.
+    pub(crate) async fn report(&self) -> Option<FrontReport> {
+        let (sender, receiver) = oneshot::channel();
+        self.asks.send(Ask::Status(sender)).await.ok()?;
+        receiver.await.ok()
+    }
+
+    /// Gives the primacy up, if this replica has it.
+    pub(crate) async fn step_down(&self) {
+        // A replica that has stopped leads nothing.
+        let _ = self.asks.send(Ask::StepDown).await;
+    }
+
+    async fn ask(&self, ask: Ask, receiver: oneshot::Receiver<Answer>) -> Answer {
+        match self.asks.try_send(ask) {
+            // The replica stopped with the request in its hands.
+            Ok(()) => receiver.await.unwrap_or(Answer::Indeterminate),
+            Err(mpsc::error::TrySendError::Full(_)) => Answer::NotExecuted(NotExecuted::Busy {
+                busy: Busy::QueueFull,
+                retry_after: Duration::from_millis(50),
+            }),
+            Err(mpsc::error::TrySendError::Closed(_)) => {
+                Answer::NotExecuted(NotExecuted::NoPrimary { primary: None })
+            }
+        }
+    }
+}

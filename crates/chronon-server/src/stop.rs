@@ -1,0 +1,99 @@
+//! How a replica ends: one reason, told once, to everybody.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tracing::{error, info};
+
+/// Why a replica stopped.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StopReason {
+    /// It was asked to.
+    #[error("it was asked to stop")]
+    Requested,
+    /// The disk failed. What was written and not flushed may be gone, and a retry would lie.
+    #[error("the disk failed: {doing}: {error}")]
+    Disk {
+        /// What was tried.
+        doing: String,
+        /// The operating system's answer.
+        error: String,
+    },
+    /// A thread panicked: a bug.
+    #[error("the {thread} thread panicked: {message}")]
+    Panicked {
+        /// Which.
+        thread: &'static str,
+        /// The panic's message.
+        message: String,
+    },
+    /// More was written than the limits allow: a bug.
+    #[error("more writes are waiting than {limit}")]
+    WalQueueFull {
+        /// The limit.
+        limit: usize,
+    },
+}
+
+/// Stops a replica, and tells who asks.
+#[derive(Clone, Debug)]
+pub(crate) struct Stop {
+    sender: Arc<watch::Sender<Option<StopReason>>>,
+}
+
+impl Stop {
+    /// Not stopped.
+    pub(crate) fn new() -> Stop {
+        Stop { sender: Arc::new(watch::Sender::new(None)) }
+    }
+
+    /// Stops. The first reason stays.
+    pub(crate) fn stop(&self, reason: StopReason) {
+        self.sender.send_if_modified(|present| {
+            if present.is_some() {
+                return false;
+            }
+            match &reason {
+                StopReason::Requested => info!("stopping: {reason}"),
+                StopReason::Disk { .. } | StopReason::Panicked { .. } | StopReason::WalQueueFull { .. } => {
+                    error!("the replica stops: {reason}");
+                }
+            }
+            *present = Some(reason);
+            true
+        });
+    }
+
+    /// The reason, if it has stopped.
+    pub(crate) fn reason(&self) -> Option<StopReason> {
+        self.sender.borrow().clone()
+    }
+
+    /// Waits for the stop.
+    pub(crate) async fn stopped(&self) -> StopReason {
+        let mut receiver = self.sender.subscribe();
+        let reason = receiver.wait_for(Option::is_some).await.expect("the sender is in self");
+        reason.clone().expect("waited for")
+    }
+
+    /// Runs a thread's body: a panic stops the replica and never hangs it.
+    pub(crate) fn guard(&self, thread: &'static str, body: impl FnOnce()) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(body)) {
+            self.stop(StopReason::Panicked { thread, message: message_of(&*panic) });
+        }
+    }
+}
+
+/// A panic's message.
+pub(crate) fn message_of(panic: &(dyn Any + Send)) -> String {
+    if let Some(text) = panic.downcast_ref::<&str>() {
+        (*text).to_owned()
+    } else if let Some(text) = panic.downcast_ref::<String>() {
+        text.clone()
+    } else {
+        "(no message)".to_owned()
+    }
+}
