@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use crate::front::{FrontThread, Waiter};
+use crate::stop::guarded;
 use crate::wire::{FrameReader, SendQueue};
 
 /// How long a client that is told Goodbye may take to read it.
@@ -63,11 +64,12 @@ pub(crate) async fn accept(front: Rc<FrontThread>, listener: TcpListener) {
         }
         front.counters.client_connections.add();
         let (front, connections) = (Rc::clone(&front), Rc::clone(&connections));
-        tokio::task::spawn_local(async move {
+        let stop = front.stop.clone();
+        tokio::task::spawn_local(guarded(stop, "front", async move {
             connections.set(connections.get() + 1);
             serve(&front, stream).await;
             connections.set(connections.get() - 1);
-        });
+        }));
     }
 }
 

@@ -1,14 +1,16 @@
 //! What a replica's process is told: addresses, limits, rhythms.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use chronon_node::FrontLimits;
 use chronon_vsr::{ClusterId, ReplicaId, Timing};
 
 /// Everything a replica's process is told besides its data directory.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ServerConfig {
     /// The cluster that is meant. None: whatever the data directory is of.
     pub cluster: Option<ClusterId>,
@@ -24,8 +26,26 @@ pub struct ServerConfig {
     pub timing: Timing,
     /// Which disk the data directory is on.
     pub disk: DiskKind,
+    /// Bounds of the machine's surroundings. They are part of what the log means: the same on every replica, for ever.
+    pub engine: chronon_kernel::Limits,
     /// Guards broken on purpose. `Mutations::NONE` outside tests.
     pub mutations: chronon_vsr::Mutations,
+    /// Called on the Back thread before each op is executed. For tests: a slow `apply`.
+    pub before_commit: Option<Arc<dyn Fn() + Send + Sync>>,
+}
+
+impl fmt::Debug for ServerConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerConfig")
+            .field("cluster", &self.cluster)
+            .field("replica", &self.replica)
+            .field("listen", &self.listen)
+            .field("replicas", &self.replicas)
+            .field("limits", &self.limits)
+            .field("timing", &self.timing)
+            .field("disk", &self.disk)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for ServerConfig {
@@ -38,7 +58,9 @@ impl Default for ServerConfig {
             limits: Limits::default(),
             timing: Timing::default(),
             disk: DiskKind::Real,
+            engine: chronon_kernel::Limits::DEFAULT,
             mutations: chronon_vsr::Mutations::NONE,
+            before_commit: None,
         }
     }
 }

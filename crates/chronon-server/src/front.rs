@@ -99,7 +99,7 @@ pub(crate) struct FrontThread {
     wal: Mailbox<Write>,
     back: Mailbox<BackMessage>,
     gate: Arc<Mutex<Gate>>,
-    stop: Stop,
+    pub(crate) stop: Stop,
 }
 
 /// The other ends of the Front thread's queues.

@@ -15,6 +15,7 @@ use tracing::{debug, info, warn};
 
 use crate::counters::Counters;
 use crate::front::FrontThread;
+use crate::stop::guarded;
 use crate::wire::{FrameReader, SendQueue};
 
 /// The first pause between two attempts to connect; doubles up to [`PAUSE_MAX`], with ±25 % of jitter.
@@ -163,11 +164,12 @@ impl Peers {
                 continue;
             }
             let front = Rc::clone(&front);
-            tokio::task::spawn_local(async move {
+            let stop = front.stop.clone();
+            tokio::task::spawn_local(guarded(stop, "front", async move {
                 front.peers.accepted.set(front.peers.accepted.get() + 1);
                 Peers::receive(&front, stream).await;
                 front.peers.accepted.set(front.peers.accepted.get() - 1);
-            });
+            }));
         }
     }
 

@@ -1,8 +1,11 @@
 //! How a replica ends: one reason, told once, to everybody.
 
 use std::any::Any;
+use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use tokio::sync::watch;
 use tracing::{error, info};
@@ -29,6 +32,14 @@ pub enum StopReason {
         thread: &'static str,
         /// The panic's message.
         message: String,
+    },
+    /// The operating system refused something that the replica can't do without.
+    #[error("{doing}: {error}")]
+    System {
+        /// What was tried.
+        doing: &'static str,
+        /// Its answer.
+        error: String,
     },
     /// More was written than the limits allow: a bug.
     #[error("more writes are waiting than {limit}")]
@@ -58,9 +69,10 @@ impl Stop {
             }
             match &reason {
                 StopReason::Requested => info!("stopping: {reason}"),
-                StopReason::Disk { .. } | StopReason::Panicked { .. } | StopReason::WalQueueFull { .. } => {
-                    error!("the replica stops: {reason}");
-                }
+                StopReason::Disk { .. }
+                | StopReason::Panicked { .. }
+                | StopReason::System { .. }
+                | StopReason::WalQueueFull { .. } => error!("the replica stops: {reason}"),
             }
             *present = Some(reason);
             true
@@ -85,6 +97,20 @@ impl Stop {
             self.stop(StopReason::Panicked { thread, message: message_of(&*panic) });
         }
     }
+}
+
+/// Runs a task of a thread: a panic stops the replica. Without this the runtime would swallow it, and the replica would
+/// go on with half a thread.
+pub(crate) async fn guarded(stop: Stop, thread: &'static str, task: impl Future<Output = ()>) {
+    let mut task = pin!(task);
+    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(cx))) {
+        Ok(poll) => poll,
+        Err(panic) => {
+            stop.stop(StopReason::Panicked { thread, message: message_of(&*panic) });
+            Poll::Ready(())
+        }
+    })
+    .await;
 }
 
 /// A panic's message.

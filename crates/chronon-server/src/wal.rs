@@ -1,0 +1,67 @@
+//! The WAL thread: carries out what the journal decides, one job at a time, and reports what is durable.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chronon_storage::{DataDirectory, Disk, Journal, perform};
+use chronon_vsr::{Durable, Write};
+use tokio::sync::mpsc;
+
+use crate::counters::Counters;
+use crate::mailbox::{Mailbox, Waited};
+use crate::stop::{Stop, StopReason};
+
+/// How long the disk rests before the newest group gets its evidence.
+const EVIDENCE_AFTER: Duration = Duration::from_millis(5);
+
+/// What runs the WAL thread.
+pub(crate) struct WalThread {
+    pub(crate) journal: Journal,
+    pub(crate) disk: Box<dyn Disk + Send>,
+    /// Holds the lock of the data directory for as long as this thread may write.
+    pub(crate) directory: DataDirectory,
+    pub(crate) mailbox: Mailbox<Write>,
+    pub(crate) to_front: mpsc::Sender<Durable>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) stop: Stop,
+}
+
+impl WalThread {
+    /// Runs until the replica stops. A failed write or flush stops it: what was written may be gone, and asking again
+    /// would be told a lie.
+    pub(crate) fn run(mut self) {
+        if let Err(error) = self.work() {
+            let doing = format!("write the log in {}", self.directory.path().display());
+            self.stop.stop(StopReason::Disk { doing, error: error.to_string() });
+        }
+    }
+
+    fn work(&mut self) -> io::Result<()> {
+        let mut writes = VecDeque::new();
+        loop {
+            while let Some(job) = self.journal.next_job() {
+                perform(&mut *self.disk, &job)?;
+                self.counters.wal_jobs.add();
+                for durable in self.journal.done(job.id) {
+                    // Front never waits for this thread, so waiting for Front ends. When it has gone, so do we.
+                    if self.to_front.blocking_send(durable).is_err() {
+                        return Ok(());
+                    }
+                }
+                // What came while the disk was busy becomes the next group.
+                if self.mailbox.take(&mut writes, Some(Duration::ZERO)) == Waited::Closed {
+                    return Ok(());
+                }
+                writes.drain(..).for_each(|write| self.journal.submit(write));
+            }
+            let patience = self.journal.wants_evidence().then_some(EVIDENCE_AFTER);
+            match self.mailbox.take(&mut writes, patience) {
+                Waited::Closed => return Ok(()),
+                Waited::TimedOut => self.journal.give_evidence(),
+                Waited::Filled => writes.drain(..).for_each(|write| self.journal.submit(write)),
+            }
+        }
+    }
+}
