@@ -108,3 +108,8 @@ pub trait Engine: Send {
     /// ever were. None when so many were executed since that they are not all remembered.
     fn reports(&self, after: u64) -> (u64, Option<Vec<OutcomeReport>>);
 }
+
+/// The engine of a machine, which has executed nothing.
+pub fn engine<M: crate::StateMachine>(_options: EngineOptions) -> Box<dyn Engine> {
+    todo!("kernel")
+}

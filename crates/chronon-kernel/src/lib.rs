@@ -22,7 +22,7 @@ mod view;
 pub use attempt::{Attempt, AttemptEnd, AttemptKind};
 pub use dispatcher::{Dispatcher, DispatcherInput, DispatcherOutput};
 pub use edge::{CodecError, Edge, edge};
-pub use engine::{Applied, CommittedOp, Engine, EngineOptions, QueryError};
+pub use engine::{Applied, CommittedOp, Engine, EngineOptions, QueryError, engine};
 pub use frame::{FRAME_HEADER_SIZE, FrameError, frame_size};
 pub use ids::{AttemptNumber, EffectId, EffectKey, Fence, Lineage, RequestId, RequestNumber, SessionId};
 pub use limits::Limits;
