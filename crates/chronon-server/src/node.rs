@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use chronon_kernel::{Engine, EngineOptions, Lineage, SinkName, SinkSpec, StateMachine};
+use chronon_kernel::{Edge, Engine, EngineOptions, Lineage, SinkName, SinkSpec, StateMachine};
 use chronon_node::{Back, Front, Gate};
 use chronon_sinks::{ConfigError, Executor, Executors, GateHandle, Secrets};
 use chronon_storage::{
@@ -149,11 +149,7 @@ pub enum StartError {
 
 impl<M: StateMachine> Node<M> {
     /// Makes the data directory of one replica of a cluster. The directory must be new or empty.
-    pub fn format(
-        path: impl AsRef<Path>,
-        founding: &Founding,
-        replica: ReplicaId,
-    ) -> Result<(), FormatError> {
+    pub fn format(path: impl AsRef<Path>, founding: &Founding, replica: ReplicaId) -> Result<(), FormatError> {
         format(path.as_ref(), founding, replica)
     }
 
@@ -194,7 +190,7 @@ impl<M: StateMachine> Node<M> {
             check.map_err(|error| StartError::Sink { sink: name.clone(), error })?;
         }
         let admission = Admission { edge: chronon_kernel::edge::<M>(), executors };
-        let engine = move |options| -> Box<dyn Engine> { chronon_kernel::engine::<M>(options) };
+        let engine = move |options| -> Box<dyn Engine> { Box::new(chronon_kernel::Kernel::<M>::new(options)) };
         let running = start(path, config, admission, Box::new(engine), sinks).await?;
         Ok(RunningNode { running, machine: PhantomData })
     }
@@ -207,9 +203,8 @@ fn format(path: &Path, founding: &Founding, replica: ReplicaId) -> Result<(), Fo
     let identity = chronon_storage::Identity { cluster: *cluster, lineage: *lineage, replica, disk };
     let state = VsrState::format(membership.clone(), membership.root(*cluster, *lineage));
     let directory = DataDirectory::create(path)?;
-    let mut disk = directory
-        .disk()
-        .map_err(|source| FormatError::Disk { doing: "open the files".to_owned(), source })?;
+    let mut disk =
+        directory.disk().map_err(|source| FormatError::Disk { doing: "open the files".to_owned(), source })?;
     chronon_storage::format(&mut disk, identity, state, *ring)
 }
 
@@ -332,9 +327,7 @@ async fn start(
     let client_listener = listen("client", config.listen.client)?;
     let http_listener = config.listen.http.map(|address| listen("http", address)).transpose()?;
     let local = |listener: &std::net::TcpListener| {
-        listener
-            .local_addr()
-            .map_err(|source| StartError::System { doing: "ask for a port's address", source })
+        listener.local_addr().map_err(|source| StartError::System { doing: "ask for a port's address", source })
     };
     let addresses = BoundAddresses {
         peer: local(&peer_listener)?,
@@ -344,8 +337,8 @@ async fn start(
 
     let opening = config.clone();
     let opened = tokio::task::spawn_blocking(move || open(path, &opening)).await;
-    let Opened { directory, disk, journal, recovered } = opened
-        .map_err(|panic| StartError::System { doing: "open the data", source: io::Error::other(panic) })??;
+    let Opened { directory, disk, journal, recovered } =
+        opened.map_err(|panic| StartError::System { doing: "open the data", source: io::Error::other(panic) })??;
     let membership = recovered.state.membership.clone();
     let me = recovered.replica;
     let dialled = addresses_of_peers(&membership, me, &config)?;
@@ -452,7 +445,7 @@ async fn start(
     )?);
 
     let (ready_sender, ready) = watch::channel(false);
-    let keeper = sinks::Keeper { front: front_handle.clone(), admission: admission.clone() };
+    let keeper = sinks::Keeper { front: front_handle.clone(), back: back_mailbox.clone(), admission: admission.clone() };
     pool.spawn(async move {
         keeper.make(wanted_sinks).await;
         // Nobody may be waiting for it.
@@ -464,8 +457,14 @@ async fn start(
             TcpListener::from_std(listener)
                 .map_err(|source| StartError::System { doing: "register the http port", source })?
         };
-        let api =
-            api::Api::new((me, cluster), &config, front_handle.clone(), admission, Arc::clone(&counters));
+        let api = api::Api::new(
+            (me, cluster),
+            &config,
+            front_handle.clone(),
+            back_mailbox,
+            admission,
+            Arc::clone(&counters),
+        );
         let stop = stop.clone();
         pool.spawn(async move {
             tokio::select! {
@@ -503,8 +502,7 @@ fn addresses_of_peers(
     let peer = |replica: ReplicaId| match config.replicas.get(&replica) {
         Some(addresses) => Ok((replica, addresses.peer.clone())),
         None => {
-            let members: Vec<String> =
-                membership.voters.iter().map(|voter| voter.replica.to_string()).collect();
+            let members: Vec<String> = membership.voters.iter().map(|voter| voter.replica.to_string()).collect();
             Err(StartError::AddressMissing { replica, members: members.join(", ") })
         }
     };
@@ -568,8 +566,7 @@ impl FrontParts {
         let runtime = match runtime {
             Ok(runtime) => runtime,
             Err(error) => {
-                return stop
-                    .stop(StopReason::System { doing: "start the Front thread", error: error.to_string() });
+                return stop.stop(StopReason::System { doing: "start the Front thread", error: error.to_string() });
             }
         };
         let local = tokio::task::LocalSet::new();
@@ -579,13 +576,11 @@ impl FrontParts {
     async fn serve(self) {
         let FrontParts { options, recovered, config, peers, admission, joints, inlets, .. } = self;
         let stop = joints.stop.clone();
-        let listeners =
-            (TcpListener::from_std(self.peer_listener), TcpListener::from_std(self.client_listener));
+        let listeners = (TcpListener::from_std(self.peer_listener), TcpListener::from_std(self.client_listener));
         let (peer_listener, client_listener) = match listeners {
             (Ok(peer), Ok(client)) => (peer, client),
             (Err(error), _) | (_, Err(error)) => {
-                return stop
-                    .stop(StopReason::System { doing: "register the ports", error: error.to_string() });
+                return stop.stop(StopReason::System { doing: "register the ports", error: error.to_string() });
             }
         };
         let (me, cluster) = (recovered.replica, recovered.cluster);

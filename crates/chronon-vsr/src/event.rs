@@ -23,7 +23,7 @@ pub enum Event {
     /// An entry that was missing or damaged here came from a peer.
     EntryRepaired { entry: OpRef, from: ReplicaId },
     /// A message could not be used.
-    MessageDropped { from: ReplicaId, command: Command, why: Drop },
+    MessageDropped { from: ReplicaId, command: Command, why: DropReason },
     /// This op can be neither kept nor given up: too many copies are damaged.
     UnrecoverableOp { op: Op },
     /// Two canonical logs at one stamp: a bug, or a replica outside the protocol. The replica halts.
@@ -64,11 +64,13 @@ pub enum Abdication {
     Unheard,
     /// Its disk is stalled and those of a quorum are not.
     DiskStalled,
+    /// An operator, or a clean shutdown, asked for it.
+    Asked,
 }
 
 /// Why a message was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Drop {
+pub enum DropReason {
     /// Its sender is no member.
     NotAMember,
     /// It belongs to a stamp that this replica left.

@@ -12,11 +12,8 @@ extern crate alloc;
 extern crate std;
 
 mod checksum;
-#[allow(dead_code, reason = "until the replica uses it")]
 mod choice;
-#[allow(dead_code, reason = "until the replica uses it")]
 mod clock;
-#[allow(dead_code, reason = "until the replica uses it")]
 mod detector;
 mod durable;
 mod entry;
@@ -34,7 +31,7 @@ mod time;
 pub use checksum::Checksum;
 pub use durable::{Durable, PeerMemory, Recovered, RecoveredEntry, Verdict, VsrState, Write, WriteNumber};
 pub use entry::{BODY_SIZE_MAX, ENTRY_HEADER_SIZE, Entry, EntryHeader};
-pub use event::Event;
+pub use event::{Abdication, DropReason, Event, PeerRefusal, Suspicion};
 pub use ids::{ClusterId, DiskId, Epoch, Incarnation, LogStamp, Op, OpRef, Release, ReplicaId, Stamp, View};
 pub use membership::{Member, Membership, VOTERS_MAX};
 pub use message::{

@@ -1,11 +1,39 @@
 //! A replica: the whole of the protocol, one input at a time.
+//!
+//! [`Replica::handle`] takes an input apart and changes state; then `advance` does whatever has become possible
+//! (acks, commits, the next step of a view change, writes, repairs), and `timers` whatever has become due. Nothing
+//! waits in a queue for a flush: what needs one is looked at again when the flush is reported, and then speaks for
+//! the state of that moment. So no message of a stamp leaves after the replica decided on a later one (I17).
 
+mod log;
+mod normal;
+mod peers;
+mod primary;
+mod reads;
+mod repair;
+mod retry;
+mod startup;
+mod view_change;
+
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
 use core::time::Duration;
 
+use crate::clock::Clock;
+use crate::event::DropReason;
 use crate::{
-    Durable, Entry, Event, Message, Mutations, Now, Op, OpRef, Recovered, ReplicaId, Ring, Stamp, Write,
+    ClusterId, DiskId, Durable, Entry, Event, Incarnation, Instant, LogStamp, Membership, Message, Mutation,
+    Mutations, Now, Op, OpRef, Payload, Prng, Quorums, ReplicaId, Ring, Stamp, VsrState, Write, WriteNumber,
+    charge,
 };
+
+use log::Log;
+use normal::Following;
+use peers::Peers;
+use primary::Leading;
+use reads::RemoteReads;
+use repair::Repairs;
+use view_change::{Changing, Leaving, Votes};
 
 /// What a replica is told about its surroundings. Everything else is in the data directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -203,75 +231,614 @@ pub enum NotReadable {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReadNumber(pub u64);
 
+/// How far execution may lag behind what was handed out before no more is handed out.
+const EXECUTION_LAG_MAX: u64 = 1024;
+
+/// How far execution may lag before the primary takes no more requests on.
+const INTAKE_LAG_MAX: u64 = 256;
+
+/// How many digests of its own a replica keeps for comparison.
+const DIGESTS_MAX: usize = 4096;
+
 /// One replica of the cluster.
 #[derive(Clone, Debug)]
 pub struct Replica {
     options: Options,
+    cluster: ClusterId,
+    me: ReplicaId,
+    disk: DiskId,
+    incarnation: Incarnation,
+    membership: Membership,
+    quorums: Quorums,
+    prng: Prng,
+    now: Now,
+    clock: Clock,
+    clock_degraded: bool,
+
+    /// The newest stamp decided on; durable once `superblock` has caught up with `promise`.
+    stamp: Stamp,
+    log_stamp: LogStamp,
+    uncertain_from: Option<Op>,
+    part: Part,
+    leaving: Option<Leaving>,
+    votes: Votes,
+    /// When the part played now began.
+    since: Instant,
+
+    log: Log,
+    /// The newest committed pair heard of; may lie beyond the head.
+    commit_max: OpRef,
+    /// When the head last changed: log time goes on from there while clocks disagree.
+    head_since: Instant,
+    /// The head of the suffix in the newest superblock asked for.
+    suffix_head: Op,
+    superblock: Superblock,
+    wal: Wal,
+
+    /// The newest op handed out for execution.
+    committed_out: Op,
+    applied: Applied,
+    digests: BTreeMap<Op, Digest>,
+    disk_age: DiskAge,
+
+    peers: Peers,
+    repairs: Repairs,
+    reads: RemoteReads,
+    read_number: u64,
+    stalls: u32,
+
+    role: Role,
+    outputs: VecDeque<Output>,
+}
+
+/// The superblocks asked for and reported.
+#[derive(Clone, Debug)]
+struct Superblock {
+    asked: WriteNumber,
+    durable: WriteNumber,
+    /// The stamps that superblocks on their way to disk carry.
+    stamps: VecDeque<(WriteNumber, Stamp)>,
+    /// The newest stamp on disk.
+    stamp: Stamp,
+    /// The superblock that all messages of the present stamp wait for.
+    promise: WriteNumber,
+}
+
+/// The appends asked for and not yet reported.
+#[derive(Clone, Debug)]
+struct Wal {
+    asked: WriteNumber,
+    writing: BTreeMap<WriteNumber, Entry>,
+    writing_bytes: u64,
+    /// The next op above the suffix's head to append: those go in op order.
+    next: Op,
+    /// Every entry above the suffix's head up to here is durable.
+    through: Op,
+}
+
+/// What storage last said of its health, and when.
+#[derive(Clone, Copy, Debug)]
+struct DiskAge {
+    told: Duration,
+    at: Instant,
+}
+
+impl DiskAge {
+    fn at(self, now: Instant) -> Duration {
+        if self.told.is_zero() { Duration::ZERO } else { self.told + now.since(self.at) }
+    }
+}
+
+/// What a replica does in its present stamp.
+#[derive(Clone, Debug)]
+enum Part {
+    /// Adopted the stamp's log as its primary.
+    Leading(Leading),
+    /// Adopted the stamp's log as a backup.
+    Following(Following),
+    /// Promised itself to the stamp and has not adopted its log.
+    Changing(Changing),
+    /// Can't say what its log's end was.
+    Recovering(Following),
+    /// Found two histories.
+    Halted,
 }
 
 impl Replica {
-    /// A replica as its data directory left it. Drain its outputs before anything else: it may have to speak first.
-    pub fn open(_options: Options, _recovered: Recovered, _now: Now) -> Replica {
-        todo!("replica")
-    }
-
     /// Takes one input. Cannot fail: what can't be used is dropped and becomes an [`Event`].
-    pub fn handle(&mut self, _now: Now, _input: Input) {
-        todo!("replica")
+    pub fn handle(&mut self, now: Now, input: Input) {
+        if matches!(self.part, Part::Halted) {
+            return;
+        }
+        self.wake(now);
+        match input {
+            Input::Tick => {}
+            Input::Message(message) => self.on_message(message),
+            Input::Durable(durable) => self.on_durable(durable),
+            Input::DiskAge(age) => self.disk_age = DiskAge { told: age, at: self.now.monotonic },
+            Input::Applied(applied) => self.on_applied(applied),
+            Input::PeerUnreachable(peer) => self.on_peer_unreachable(peer),
+            Input::Forward(body) => self.on_forward(body),
+            Input::StepDown => self.abdicate(crate::event::Abdication::Asked),
+        }
+        self.settle();
     }
 
     /// The next thing to do. Drain until [`Output::Wait`].
     pub fn poll_output(&mut self) -> Output {
-        todo!("replica")
+        self.outputs.pop_front().unwrap_or_else(|| Output::Wait(self.deadline()))
     }
 
     /// Prepares a body as the next op, if this is a normal primary with room.
-    pub fn propose(&mut self, _now: Now, _body: Arc<[u8]>) -> Result<Proposed, NotProposed> {
-        todo!("replica")
+    pub fn propose(&mut self, now: Now, body: Arc<[u8]>) -> Result<Proposed, NotProposed> {
+        self.can_propose(body.len())?;
+        self.wake(now);
+        let proposed = self.prepare(body);
+        self.settle();
+        Ok(proposed)
     }
 
     /// Whether [`Replica::propose`] would accept a body of this size now.
-    pub fn can_propose(&self, _body_size: usize) -> Result<(), NotProposed> {
-        todo!("replica")
+    pub fn can_propose(&self, body_size: usize) -> Result<(), NotProposed> {
+        let Part::Leading(leading) = &self.part else {
+            return Err(NotProposed::NotPrimary { primary: self.primary() });
+        };
+        if !leading.announced || leading.abdicating.is_some() {
+            return Err(NotProposed::NotPrimary { primary: None });
+        }
+        let size = u32::try_from(body_size).map_err(|_| NotProposed::TooLarge)?;
+        let ring = &self.options.ring;
+        if crate::BODY_SIZE_MAX < body_size || ring.charge_max < charge(size) {
+            return Err(NotProposed::TooLarge);
+        }
+        // What the ack rule (§8) would forbid us to vote for is not even prepared. The checkpoint is the root.
+        if ring.checkpoint_interval + ring.slack < self.log.end_offset().saturating_add(charge(size)) {
+            return Err(NotProposed::LogFull);
+        }
+        if crate::PIPELINE_MAX <= self.log.head().op.since(self.log.committed().op) {
+            return Err(NotProposed::PipelineFull);
+        }
+        let unflushed_max = 2 * crate::PIPELINE_MAX * ring.charge_max;
+        if unflushed_max < self.wal.writing_bytes
+            || INTAKE_LAG_MAX < self.log.committed().op.since(self.applied.op)
+        {
+            return Err(NotProposed::Behind);
+        }
+        Ok(())
     }
 
     /// Starts a linearizable read on any replica. Answered by [`Output::ReadIndex`] or [`Output::ReadLost`].
-    pub fn read_index(&mut self, _now: Now) -> Result<ReadNumber, NotReadable> {
-        todo!("replica")
+    pub fn read_index(&mut self, now: Now) -> Result<ReadNumber, NotReadable> {
+        if matches!(self.part, Part::Halted) {
+            return Err(NotReadable::NoPrimary);
+        }
+        self.wake(now);
+        let started = self.start_read();
+        self.settle();
+        started
     }
 
     /// The part that it plays now.
     pub fn role(&self) -> Role {
-        todo!("replica")
+        match &self.part {
+            Part::Leading(leading) if leading.announced => {
+                Role::Primary { stamp: self.stamp, serving: self.is_serving(leading) }
+            }
+            Part::Following(_) if self.is_promised() => {
+                Role::Backup { stamp: self.stamp, primary: self.membership.primary(self.stamp) }
+            }
+            Part::Leading(_)
+            | Part::Following(_)
+            | Part::Changing(_)
+            | Part::Recovering(_)
+            | Part::Halted => Role::Changing { stamp: self.stamp },
+        }
     }
 
     /// What it is doing.
     pub fn status(&self) -> Status {
-        todo!("replica")
+        match &self.part {
+            Part::Leading(_) | Part::Following(_) => Status::Normal,
+            Part::Changing(_) => Status::ViewChange,
+            Part::Recovering(_) => Status::RecoveringHead,
+            Part::Halted => Status::Halted,
+        }
     }
 
     /// Its newest promised stamp.
     pub fn stamp(&self) -> Stamp {
-        todo!("replica")
+        self.stamp
     }
 
     /// The newest op in its log.
     pub fn head(&self) -> Op {
-        todo!("replica")
+        self.log.head().op
     }
 
     /// The newest op that it knows committed.
     pub fn commit_max(&self) -> OpRef {
-        todo!("replica")
+        self.commit_max
     }
 
     /// The newest op handed out for execution, by [`Output::Commit`].
     pub fn committed_out(&self) -> Op {
-        todo!("replica")
+        self.committed_out
+    }
+
+    /// The entry that stands at an op of its log, while its body is here: for inspection and for checkers.
+    pub fn entry(&self, op: Op) -> Option<&Entry> {
+        self.log.entry(op)
     }
 
     /// The options that it runs with.
     pub fn options(&self) -> &Options {
         &self.options
     }
+
+    // ---- between inputs -------------------------------------------------------------------------------------
+
+    /// Looks at the clocks before anything is judged by them.
+    fn wake(&mut self, now: Now) {
+        let monotonic = now.monotonic.max(self.now.monotonic);
+        let asked = self.deadline();
+        let slept = asked.max(self.now.monotonic) + self.options.timing.suspicion_min / 2 < monotonic;
+        self.now = Now { monotonic, wall: now.wall };
+        match &mut self.part {
+            Part::Following(following) | Part::Recovering(following) => following.detector.woke(monotonic),
+            Part::Leading(_) | Part::Changing(_) | Part::Halted => {}
+        }
+        if slept {
+            // A silence that we slept through is nobody's fault but ours.
+            self.peers.forgive(monotonic);
+            if let Part::Changing(changing) = &mut self.part {
+                changing.give_time(monotonic, &self.options.timing);
+            }
+        }
+    }
+
+    /// Does what the input made possible, then what time made due.
+    fn settle(&mut self) {
+        self.advance();
+        self.timers();
+        self.advance();
+        let role = self.role();
+        if role != self.role {
+            self.role = role;
+            self.outputs.push_back(Output::Role(role));
+        }
+        self.invariants();
+    }
+
+    fn advance(&mut self) {
+        // A view change may go through several steps at once: with one voter, all of them.
+        loop {
+            let before = (self.stamp, self.log_stamp);
+            match &self.part {
+                Part::Changing(_) => self.advance_view_change(),
+                Part::Leading(_) => self.advance_primary(),
+                Part::Following(_) => self.send_acks(),
+                Part::Recovering(_) | Part::Halted => {}
+            }
+            if before == (self.stamp, self.log_stamp) {
+                break;
+            }
+        }
+        self.append_in_order();
+        self.execute();
+        self.request_repairs();
+    }
+
+    fn timers(&mut self) {
+        self.ping_when_due();
+        match &self.part {
+            Part::Leading(_) => self.primary_timers(),
+            Part::Following(_) | Part::Recovering(_) => self.backup_timers(),
+            Part::Changing(_) => self.view_change_timers(),
+            Part::Halted => {}
+        }
+        self.leaving_timers();
+        self.read_timers();
+    }
+
+    /// When time alone will make something due.
+    fn deadline(&self) -> Instant {
+        let part = match &self.part {
+            Part::Leading(leading) => self.primary_deadline(leading),
+            Part::Following(following) | Part::Recovering(following) => following.deadline(),
+            Part::Changing(changing) => changing.deadline(),
+            Part::Halted => return Instant::NEVER,
+        };
+        part.min(self.peers.ping_at)
+            .min(self.leaving_deadline())
+            .min(self.repairs.deadline())
+            .min(self.reads.deadline())
+    }
+
+    fn invariants(&self) {
+        if matches!(self.part, Part::Halted) {
+            return;
+        }
+        assert!(self.log_stamp.stamp() <= self.stamp); // I3
+        assert!(self.stamp.epoch == self.membership.epoch);
+        assert!(self.superblock.stamp <= self.stamp);
+        assert!(self.superblock.durable <= self.superblock.asked);
+        assert!(self.superblock.promise <= self.superblock.asked);
+        assert!(self.applied.op <= self.committed_out);
+        assert!(self.committed_out <= self.log.executable());
+        assert!(self.log.committed().op <= self.commit_max.op);
+        self.log.invariants();
+        match &self.part {
+            Part::Leading(_) => {
+                assert!(self.log_stamp.stamp() == self.stamp);
+                assert!(self.membership.primary(self.stamp) == self.me);
+            }
+            Part::Following(_) => {
+                assert!(self.log_stamp.stamp() == self.stamp);
+                assert!(self.membership.primary(self.stamp) != self.me);
+                assert!(self.uncertain_from.is_none());
+            }
+            Part::Changing(_) => assert!(self.log_stamp.stamp() < self.stamp),
+            Part::Recovering(_) => assert!(self.log_stamp.stamp() == self.stamp),
+            Part::Halted => unreachable!("returned above"),
+        }
+    }
+
+    // ---- disk -----------------------------------------------------------------------------------------------
+
+    /// Asks for a superblock of the state as it is now. Messages of this stamp wait for it.
+    fn persist(&mut self) {
+        let number = self.superblock.asked.next();
+        self.superblock.asked = number;
+        self.superblock.promise = number;
+        if self.superblock.stamps.len() == SUPERBLOCKS_TRACKED_MAX {
+            // Forgetting the newest but one only means to learn of its stamp with the next.
+            self.superblock.stamps.pop_back();
+        }
+        self.superblock.stamps.push_back((number, self.stamp));
+        self.suffix_head = self.log.head().op;
+        self.wal.next = self.suffix_head.next();
+        self.wal.through = self.suffix_head;
+        let state = VsrState {
+            membership: self.membership.clone(),
+            stamp: self.stamp,
+            log_stamp: self.log_stamp,
+            suffix: self.log.suffix(),
+            faulty: self.log.faulty_uncommitted(),
+            uncertain_from: self.uncertain_from,
+            commit_max: self.log.committed(),
+            checkpoint: self.log.root(),
+            peers: self.peers.memories(),
+        };
+        self.outputs.push_back(Output::Persist(Write::Superblock { number, state }));
+    }
+
+    /// Whether everything that messages of the present stamp depend on is durable.
+    fn is_promised(&self) -> bool {
+        self.superblock.promise <= self.superblock.durable
+    }
+
+    /// Asks for an entry of the log to be written, if it is here and nobody has asked yet.
+    fn append(&mut self, op: Op) {
+        let Some(entry) = self.log.entry(op).cloned() else { return };
+        if self.log.on_disk(op) != log::OnDisk::No {
+            return;
+        }
+        let number = self.wal.asked.next();
+        self.wal.asked = number;
+        self.wal.writing_bytes += charge(entry.header().body_size);
+        self.wal.writing.insert(number, entry.clone());
+        self.log.writing(entry.op_ref(), number);
+        self.outputs.push_back(Output::Persist(Write::Append {
+            number,
+            entry,
+            keep_from: self.log.root().op,
+        }));
+    }
+
+    /// Above the suffix's head entries are written in op order: an acked op above a gap would be dead after a
+    /// restart.
+    fn append_in_order(&mut self) {
+        if !matches!(self.part, Part::Leading(_) | Part::Following(_)) {
+            return;
+        }
+        while self.wal.next <= self.log.head().op && self.log.entry(self.wal.next).is_some() {
+            self.append(self.wal.next);
+            self.wal.next = self.wal.next.next();
+        }
+    }
+
+    fn on_durable(&mut self, durable: Durable) {
+        match durable {
+            Durable::Appended(through) => {
+                let through = through.min(self.wal.asked);
+                while let Some((number, entry)) = self.wal.writing.pop_first() {
+                    if through < number {
+                        self.wal.writing.insert(number, entry);
+                        break;
+                    }
+                    self.wal.writing_bytes -= charge(entry.header().body_size);
+                    self.log.durable(entry.op_ref(), number);
+                    if self.options.mutations.breaks(Mutation::AckAfterLeaving) {
+                        self.ack_after_leaving(entry.op_ref());
+                    }
+                }
+                while self.wal.through < self.log.head().op && self.log.is_durable(self.wal.through.next()) {
+                    self.wal.through = self.wal.through.next();
+                }
+            }
+            Durable::Superblock(number) => {
+                let number = number.min(self.superblock.asked);
+                self.superblock.durable = self.superblock.durable.max(number);
+                while let Some((asked, stamp)) = self.superblock.stamps.front().copied()
+                    && asked <= number
+                {
+                    self.superblock.stamp = stamp;
+                    self.superblock.stamps.pop_front();
+                }
+            }
+        }
+    }
+
+    // ---- execution ------------------------------------------------------------------------------------------
+
+    /// Hands out what is committed, here, and chained to a committed pair.
+    fn execute(&mut self) {
+        while self.committed_out < self.log.executable()
+            && self.committed_out.since(self.applied.op) < EXECUTION_LAG_MAX
+        {
+            let next = self.committed_out.next();
+            let Some(entry) = self.log.entry(next) else { break };
+            self.outputs.push_back(Output::Commit(entry.clone()));
+            self.committed_out = next;
+        }
+    }
+
+    fn on_applied(&mut self, applied: Applied) {
+        if self.committed_out < applied.op || applied.op < self.applied.op {
+            return;
+        }
+        self.applied = applied;
+        self.digests.insert(applied.op, applied.digest);
+        while DIGESTS_MAX < self.digests.len() {
+            self.digests.pop_first();
+        }
+    }
+
+    /// Compares what a peer executed with what this replica did, where it kept the digest of the same op.
+    fn compare_digest(&mut self, peer: ReplicaId, applied: Applied) {
+        if let Some(digest) = self.digests.get(&applied.op)
+            && *digest != applied.digest
+        {
+            self.event(Event::DigestMismatch { op: applied.op, peer });
+        }
+    }
+
+    // ---- messages -------------------------------------------------------------------------------------------
+
+    fn on_message(&mut self, message: Message) {
+        let Some(message) = self.admit(message) else { return };
+        let Message { from, incarnation, stamp, payload } = message;
+        let is_voter = self.membership.is_voter(from);
+        self.note_stamp(from, stamp, &payload);
+        match payload {
+            Payload::Prepare { commit_max, checkpoint: _, entry } => {
+                self.on_prepare(from, stamp, commit_max, entry)
+            }
+            Payload::PrepareOk { entry, applied, checkpoint: _ } if is_voter => {
+                self.on_prepare_ok(from, stamp, entry, applied);
+            }
+            Payload::Commit { commit_max, read_round, applied, disk_age_us: _ } => {
+                self.on_commit(from, stamp, normal::Heartbeat { commit_max, read_round, applied });
+            }
+            Payload::CommitOk { read_round, applied, head: _, checkpoint: _, disk_age_us } if is_voter => {
+                self.on_commit_ok(from, stamp, read_round, applied, disk_age_us);
+            }
+            Payload::StartViewChange { to } if is_voter => self.on_start_view_change(from, stamp, to),
+            Payload::DoViewChange {
+                log_stamp,
+                checkpoint,
+                commit_max,
+                uncertain_from,
+                oldest,
+                suffix,
+                bits,
+            } if is_voter => {
+                let vote = crate::choice::DoViewChangeVote {
+                    log_stamp,
+                    checkpoint,
+                    commit_max,
+                    uncertain_from,
+                    oldest,
+                    suffix,
+                    bits,
+                };
+                self.on_do_view_change(from, incarnation, stamp, vote);
+            }
+            Payload::StartView { commit_max, checkpoint: _, suffix, nonce } => {
+                self.on_start_view(from, stamp, commit_max, suffix, nonce);
+            }
+            Payload::GetView { nonce } => self.on_get_view(from, nonce),
+            Payload::GetHeaders { top, bottom } => self.on_get_headers(from, top, bottom),
+            Payload::Headers { headers } => self.on_headers(from, headers),
+            Payload::GetPrepare { entry } => self.on_get_prepare(from, entry),
+            Payload::Repair { entry } => self.on_repair(from, entry),
+            Payload::Missing { entry } => self.on_missing(from, entry),
+            Payload::Ping { sent, identity } => self.on_ping(from, sent, identity),
+            Payload::Pong { ping_sent, wall, identity } => self.on_pong(from, ping_sent, wall, identity),
+            Payload::ReadIndex { nonce } => self.on_read_index(from, stamp, nonce),
+            Payload::ReadIndexOk { nonce, index } => self.on_read_index_ok(nonce, index),
+            Payload::Forward { body } => self.on_forwarded(body),
+            // Votes of those who have none.
+            Payload::PrepareOk { .. }
+            | Payload::CommitOk { .. }
+            | Payload::StartViewChange { .. }
+            | Payload::DoViewChange { .. } => self.dropped(from, &payload, DropReason::NotAMember),
+        }
+    }
+
+    /// Sends a message of the present stamp, which must be durable.
+    fn send(&mut self, to: Recipients, payload: Payload) {
+        assert!(self.is_promised() || self.options.mutations.breaks(Mutation::DoViewChangeBeforePersist));
+        self.send_stamped(to, self.stamp, payload);
+    }
+
+    /// Sends a message that speaks for no stamp: it carries the durable one.
+    fn send_outside(&mut self, to: ReplicaId, payload: Payload) {
+        self.send_stamped(Recipients::One(to), self.superblock.stamp, payload);
+    }
+
+    fn send_stamped(&mut self, to: Recipients, stamp: Stamp, payload: Payload) {
+        let alone = match to {
+            Recipients::One(peer) => peer == self.me,
+            Recipients::Voters | Recipients::All => self.membership.peers(self.me).next().is_none(),
+        };
+        if !alone {
+            let message = Message { from: self.me, incarnation: self.incarnation, stamp, payload };
+            self.outputs.push_back(Output::Send(to, message));
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+
+    fn dropped(&mut self, from: ReplicaId, payload: &Payload, why: DropReason) {
+        self.event(Event::MessageDropped { from, command: payload.command(), why });
+    }
+
+    /// Stops for good: there are two histories, and every further step could lose one of them.
+    fn halt(&mut self, op: Op) {
+        self.event(Event::ForkDetected { op });
+        self.lose_reads();
+        self.part = Part::Halted;
+    }
+
+    // ---- opaque bytes ---------------------------------------------------------------------------------------
+
+    fn on_forward(&mut self, body: alloc::vec::Vec<u8>) {
+        match self.primary() {
+            Some(primary) if primary == self.me => self.outputs.push_back(Output::Forwarded(body)),
+            Some(primary) => self.send_outside(primary, Payload::Forward { body }),
+            // Nobody to carry them to. They are carried once and without an answer: the layer above asks again.
+            None => {}
+        }
+    }
+
+    fn on_forwarded(&mut self, body: alloc::vec::Vec<u8>) {
+        if self.primary() == Some(self.me) {
+            self.outputs.push_back(Output::Forwarded(body));
+        }
+    }
+
+    /// The primary that this replica believes in.
+    fn primary(&self) -> Option<ReplicaId> {
+        match self.role() {
+            Role::Primary { .. } => Some(self.me),
+            Role::Backup { primary, .. } => Some(primary),
+            Role::Changing { .. } => None,
+        }
+    }
 }
+
+/// How many superblocks on their way to disk are told apart.
+const SUPERBLOCKS_TRACKED_MAX: usize = 16;

@@ -1,0 +1,384 @@
+//! Normal operation as the primary (§5): order, send, count votes, commit; and give up when it can't.
+
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::sync::Arc;
+
+use super::log::OnDisk;
+use super::reads::Rounds;
+use super::retry::Retry;
+use super::{Part, Proposed, Recipients, Replica};
+use crate::event::{Abdication, DropReason, Suspicion};
+use crate::{
+    Applied, Duration, Entry, EntryHeader, Event, Instant, Mutation, Op, OpRef, Payload, ReplicaId, Stamp,
+    Timestamp,
+};
+
+/// A disk that answers within this is healthy enough to lead.
+const DISK_HEALTHY: Duration = Duration::from_millis(250);
+
+/// A view this young is not given up for a slow disk; doubles each time that it happens.
+const STALL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a primary that was asked to step down waits for somebody to take over.
+const STEP_DOWN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A primary's view of its stamp.
+#[derive(Clone, Debug)]
+pub(crate) struct Leading {
+    /// StartView was sent: everything of this stamp is durable.
+    pub(crate) announced: bool,
+    /// The head at StartView: the view's first commit point.
+    pub(crate) first_commit: Op,
+    pub(crate) first_commit_reached: bool,
+    /// Who voted for each op above the commit point.
+    votes: BTreeMap<Op, BTreeSet<ReplicaId>>,
+    pub(crate) rounds: Rounds,
+    heartbeat_at: Instant,
+    resend: Retry,
+    /// What each voter last said of its disk, and when.
+    disks: BTreeMap<ReplicaId, (Duration, Instant)>,
+    pub(crate) abdicating: Option<(Abdication, Instant)>,
+}
+
+impl Leading {
+    pub(crate) fn new(now: Instant, first_commit: Op) -> Leading {
+        Leading {
+            announced: false,
+            first_commit,
+            first_commit_reached: false,
+            votes: BTreeMap::new(),
+            rounds: Rounds::new(),
+            heartbeat_at: now,
+            resend: Retry::never(),
+            disks: BTreeMap::new(),
+            abdicating: None,
+        }
+    }
+}
+
+impl Replica {
+    /// Prepares a body as the next op. [`Replica::can_propose`] has said yes.
+    pub(super) fn prepare(&mut self, body: Arc<[u8]>) -> Proposed {
+        let head = self.log.head();
+        let header = EntryHeader {
+            cluster: self.cluster,
+            born: self.stamp,
+            op: head.op.next(),
+            parent: head.checksum,
+            offset: self.log.end_offset(),
+            timestamp: self.log_time(),
+            commit: self.log.committed().op,
+            release: self.options.release,
+            body_size: u32::try_from(body.len()).expect("can_propose has compared it with the largest body"),
+            body_checksum: crate::Checksum::of(&body),
+        };
+        let entry = Entry::new(header, body).expect("size and checksum were just taken from this body");
+        let name = entry.op_ref();
+        self.log.push(entry.header().clone());
+        self.log.hold(entry.clone(), OnDisk::No);
+        let now = self.now.monotonic;
+        self.head_since = now;
+        // The network first: the disk works in parallel.
+        self.send_prepare(Recipients::All, entry);
+        let patience = self.resend_after();
+        if let Part::Leading(leading) = &mut self.part
+            && leading.resend.at == Instant::NEVER
+        {
+            leading.resend = Retry::now(now + patience);
+        }
+        Proposed { entry: name, born: self.stamp }
+    }
+
+    fn send_prepare(&mut self, to: Recipients, entry: Entry) {
+        let prepare = Payload::Prepare { commit_max: self.log.committed(), checkpoint: Op::ROOT, entry };
+        self.send(to, prepare);
+    }
+
+    fn resend_after(&self) -> Duration {
+        self.options.timing.resend_min.max(self.peers.round_trip() * 2)
+    }
+
+    /// The next timestamp: what a quorum of clocks agrees on, and always after the one before.
+    fn log_time(&mut self) -> Timestamp {
+        let previous = self.log.head_timestamp();
+        let agreed = self.clock.agreed(self.now, self.quorums.view_change);
+        if agreed.is_none() != self.clock_degraded {
+            self.clock_degraded = agreed.is_none();
+            self.event(if agreed.is_none() { Event::ClockDegraded } else { Event::ClockAgreed });
+        }
+        let clock = match agreed {
+            Some((low, high)) => self.now.wall.clamp(low, high),
+            // No time at all yet: ours is the best guess there is.
+            None if previous == Timestamp::ZERO => self.now.wall,
+            None => previous + self.now.monotonic.since(self.head_since),
+        };
+        clock.max(previous.successor())
+    }
+
+    /// Does what became possible: says that the view has begun, votes for what is durable here, commits.
+    pub(super) fn advance_primary(&mut self) {
+        let Part::Leading(leading) = &self.part else { return };
+        if !leading.announced {
+            if !self.is_promised() {
+                return;
+            }
+            self.announce();
+        }
+        self.vote_own();
+        self.commit_voted();
+    }
+
+    fn announce(&mut self) {
+        let now = self.now.monotonic;
+        self.send_start_view(Recipients::All, 0);
+        let patience = self.resend_after();
+        let inherited = self.log.committed().op < self.head();
+        let Part::Leading(leading) = &mut self.part else { return };
+        leading.announced = true;
+        leading.heartbeat_at = now;
+        if inherited {
+            leading.resend = Retry::now(now + patience);
+        }
+        self.event(Event::PrimaryStarted { stamp: self.stamp, head: self.head() });
+        self.forwarded_role();
+    }
+
+    /// The role changes before anything that follows from it.
+    fn forwarded_role(&mut self) {
+        let role = self.role();
+        if role != self.role {
+            self.role = role;
+            self.outputs.push_back(super::Output::Role(role));
+        }
+    }
+
+    pub(super) fn send_start_view(&mut self, to: Recipients, nonce: u64) {
+        let start_view = Payload::StartView {
+            commit_max: self.log.committed(),
+            checkpoint: self.log.root(),
+            suffix: self.log.suffix(),
+            nonce,
+        };
+        self.send(to, start_view);
+    }
+
+    fn vote_own(&mut self) {
+        let mut op = self.log.committed().op;
+        while op < self.head() {
+            op = op.next();
+            if self.is_ackable(op)
+                && let Part::Leading(leading) = &mut self.part
+            {
+                leading.votes.entry(op).or_default().insert(self.me);
+            }
+        }
+    }
+
+    pub(super) fn on_prepare_ok(&mut self, from: ReplicaId, stamp: Stamp, entry: OpRef, applied: Applied) {
+        let is_ours = stamp == self.stamp;
+        let Part::Leading(leading) = &mut self.part else { return };
+        if !is_ours || !leading.announced {
+            return self.event(Event::MessageDropped {
+                from,
+                command: crate::Command::PrepareOk,
+                why: DropReason::OldStamp,
+            });
+        }
+        // An ack names what it acks: another entry may have stood at this op in an earlier view.
+        let matches = self.log.at(entry.op) == Some(entry)
+            || (self.options.mutations.breaks(Mutation::AckByBareOp) && entry.op <= self.log.head().op);
+        if !matches {
+            return self.event(Event::MessageDropped {
+                from,
+                command: crate::Command::PrepareOk,
+                why: DropReason::Inconsistent,
+            });
+        }
+        leading.rounds.heard_ack(from, entry.op);
+        if self.log.committed().op < entry.op {
+            leading.votes.entry(entry.op).or_default().insert(from);
+        } else {
+            self.peers.note_acked(from, entry.op);
+        }
+        self.compare_digest(from, applied);
+        self.confirm_rounds();
+    }
+
+    /// Commits in op order what enough voters have made durable.
+    fn commit_voted(&mut self) {
+        let before = self.log.committed().op;
+        while self.log.committed().op < self.head() {
+            let next = self.log.committed().op.next();
+            let Part::Leading(leading) = &mut self.part else { return };
+            let voters = leading.votes.get(&next).map_or(0, BTreeSet::len);
+            if voters < self.quorums.replication {
+                break;
+            }
+            let voters = leading.votes.remove(&next).unwrap_or_default();
+            for voter in voters {
+                self.peers.note_acked(voter, next);
+            }
+            let entry = self.log.at(next).expect("the chain names every op above the commit point");
+            self.log.commit(entry);
+        }
+        self.note_committed();
+        let committed = self.log.committed().op;
+        let (stamp, head, now) = (self.stamp, self.head(), self.now.monotonic);
+        let patience = self.resend_after();
+        let Part::Leading(leading) = &mut self.part else { return };
+        if before < committed {
+            leading.resend = if committed < head { Retry::now(now + patience) } else { Retry::never() };
+        }
+        if !leading.first_commit_reached && leading.first_commit <= committed {
+            leading.first_commit_reached = true;
+            let op = leading.first_commit;
+            self.event(Event::FirstCommitReached { stamp, op });
+        }
+    }
+
+    pub(super) fn is_serving(&self, leading: &Leading) -> bool {
+        let reached = leading.first_commit_reached && leading.first_commit <= self.applied.op;
+        leading.abdicating.is_none()
+            && (reached || self.options.mutations.breaks(Mutation::ServeBeforeFirstCommit))
+    }
+
+    pub(super) fn on_commit_ok(
+        &mut self,
+        from: ReplicaId,
+        stamp: Stamp,
+        read_round: u64,
+        applied: Applied,
+        disk_age_us: u32,
+    ) {
+        let now = self.now.monotonic;
+        if stamp != self.stamp {
+            return;
+        }
+        let Part::Leading(leading) = &mut self.part else { return };
+        leading.disks.insert(from, (Duration::from_micros(u64::from(disk_age_us)), now));
+        leading.rounds.heard(from, read_round);
+        self.compare_digest(from, applied);
+        self.confirm_rounds();
+    }
+
+    // ---- time -----------------------------------------------------------------------------------------------
+
+    pub(super) fn primary_deadline(&self, leading: &Leading) -> Instant {
+        if !leading.announced {
+            return Instant::NEVER;
+        }
+        leading.heartbeat_at.min(leading.resend.at)
+    }
+
+    pub(super) fn primary_timers(&mut self) {
+        let (now, timing) = (self.now.monotonic, self.options.timing);
+        let Part::Leading(leading) = &self.part else { return };
+        if !leading.announced {
+            return;
+        }
+        if leading.heartbeat_at <= now {
+            self.judge_primacy();
+            let Part::Leading(leading) = &mut self.part else { return };
+            leading.heartbeat_at = now + timing.heartbeat;
+            if leading.abdicating.is_none() {
+                if self.options.mutations.breaks(Mutation::IdleHeartbeatCommits) {
+                    self.log.commit(self.log.head());
+                    self.note_committed();
+                }
+                self.open_round();
+            }
+        }
+        let Part::Leading(leading) = &self.part else { return };
+        if leading.resend.is_due(now) {
+            self.resend_prepares();
+        }
+    }
+
+    fn resend_prepares(&mut self) {
+        let (now, timing) = (self.now.monotonic, self.options.timing);
+        let mut op = self.log.committed().op;
+        while op < self.head() {
+            op = op.next();
+            let Some(entry) = self.log.entry(op).cloned() else { continue };
+            let Part::Leading(leading) = &self.part else { return };
+            let voted = leading.votes.get(&op).cloned().unwrap_or_default();
+            let silent: VecDeque<ReplicaId> = self
+                .membership
+                .voters
+                .iter()
+                .map(|voter| voter.replica)
+                .filter(|voter| *voter != self.me && !voted.contains(voter))
+                .collect();
+            for voter in silent {
+                self.send_prepare(Recipients::One(voter), entry.clone());
+            }
+        }
+        let first = self.resend_after();
+        let Part::Leading(leading) = &mut self.part else { return };
+        leading.resend.done(
+            now,
+            first,
+            timing.backoff_max.min(super::normal::UNANSWERED_MAX),
+            &mut self.prng,
+        );
+    }
+
+    /// Whether this is still the right replica to lead (§5.6).
+    fn judge_primacy(&mut self) {
+        let (now, timing) = (self.now.monotonic, self.options.timing);
+        let heard = 1 + self
+            .membership
+            .peers(self.me)
+            .filter(|peer| {
+                self.membership.is_voter(*peer) && self.peers.is_heard(*peer, now, timing.unheard_max)
+            })
+            .count();
+        let is_unheard = heard < self.quorums.replication;
+        let Part::Leading(leading) = &self.part else { return };
+
+        let others_healthy = leading
+            .disks
+            .values()
+            .filter(|(age, told)| *age < DISK_HEALTHY && now.since(*told) < timing.unheard_max)
+            .count();
+        let young = STALL_PATIENCE * 2_u32.saturating_pow(self.stalls.min(10));
+        let is_stalled = 3 <= self.quorums.voters
+            && timing.disk_stall_max < self.disk_age.at(now)
+            && self.quorums.view_change <= others_healthy
+            && young <= now.since(self.since);
+
+        match leading.abdicating {
+            None if is_unheard => self.abdicate(Abdication::Unheard),
+            None if is_stalled => {
+                self.stalls += 1;
+                self.abdicate(Abdication::DiskStalled);
+            }
+            None => {}
+            Some((why, since)) => {
+                let is_over = match why {
+                    Abdication::Unheard => !is_unheard,
+                    Abdication::DiskStalled => self.disk_age.at(now) < DISK_HEALTHY,
+                    Abdication::Asked => STEP_DOWN_PATIENCE < now.since(since),
+                };
+                // Nobody took over, and the cause is gone: it still leads.
+                if is_over && let Part::Leading(leading) = &mut self.part {
+                    leading.abdicating = None;
+                    self.leaving = None;
+                }
+            }
+        }
+    }
+
+    /// Gives the primacy up: asks the others to move on and falls silent. Needs no disk.
+    pub(super) fn abdicate(&mut self, why: Abdication) {
+        let now = self.now.monotonic;
+        let (stamp, alone) = (self.stamp, self.quorums.voters == 1);
+        let Part::Leading(leading) = &mut self.part else { return };
+        if alone || !leading.announced || leading.abdicating.is_some() {
+            return;
+        }
+        leading.abdicating = Some((why, now));
+        self.event(Event::Abdicated { stamp, why });
+        self.vote_to_leave(Suspicion::PrimaryAsked);
+    }
+}

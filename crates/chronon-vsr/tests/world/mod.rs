@@ -1,0 +1,714 @@
+//! A small world for replicas: a network that delays, loses, repeats and reorders; disks that flush late and forget
+//! in a crash what was not flushed; clocks that disagree. Everything is a function of the seed. It drives the real
+//! replica through its public doors and checks, at every step, what must never be broken.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::sync::Arc;
+
+use chronon_vsr::{
+    Applied, Checksum, ClusterId, Digest, DiskId, Durable, Duration, Entry, Epoch, Event, Incarnation, Input,
+    Instant, Member, Membership, Message, Mutations, Now, Op, Options, Output, Prng, Quorums, ReadNumber,
+    Recipients, Recovered, RecoveredEntry, Release, Replica, ReplicaId, Ring, Role, Timestamp, Timing,
+    Verdict, VsrState, Write,
+};
+
+const CLUSTER: ClusterId = ClusterId::new(0xC0FFEE);
+const LINEAGE: u128 = 7;
+const WALL_START: u64 = 1_700_000_000_000_000_000;
+
+/// What goes wrong, and how often.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Faults {
+    /// Of 1000 messages, how many are lost; how many are repeated.
+    pub(crate) lost: u64,
+    pub(crate) repeated: u64,
+    /// The longest that a message takes.
+    pub(crate) delay: Duration,
+    /// The longest that a flush takes.
+    pub(crate) flush: Duration,
+}
+
+impl Faults {
+    pub(crate) const NONE: Faults =
+        Faults { lost: 0, repeated: 0, delay: Duration::from_micros(500), flush: Duration::from_millis(2) };
+    pub(crate) const SOME: Faults =
+        Faults { lost: 30, repeated: 30, delay: Duration::from_millis(15), flush: Duration::from_millis(12) };
+}
+
+enum Happening {
+    Wake { replica: usize, life: u64 },
+    Deliver { to: usize, bytes: Vec<u8> },
+    Flushed { replica: usize, life: u64 },
+    Executed { replica: usize, life: u64, applied: Applied },
+    DiskHealth { replica: usize, life: u64 },
+}
+
+struct Scheduled {
+    at: Instant,
+    order: u64,
+    what: Happening,
+}
+
+impl PartialEq for Scheduled {
+    fn eq(&self, other: &Scheduled) -> bool {
+        self.order == other.order
+    }
+}
+impl Eq for Scheduled {}
+impl PartialOrd for Scheduled {
+    fn partial_cmp(&self, other: &Scheduled) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Scheduled {
+    fn cmp(&self, other: &Scheduled) -> std::cmp::Ordering {
+        (self.at, self.order).cmp(&(other.at, other.order))
+    }
+}
+
+/// A data directory: what is flushed, and what is on its way.
+struct Disk {
+    state: VsrState,
+    wal: Vec<Entry>,
+    damaged: BTreeSet<(Op, Checksum)>,
+    incarnation: Incarnation,
+    queue: VecDeque<(Instant, Write)>,
+    /// Nothing is flushed before this.
+    stalled_until: Instant,
+}
+
+struct Host {
+    replica: Option<Replica>,
+    life: u64,
+    disk: Disk,
+    skew: i64,
+    wake_at: Instant,
+    frozen_until: Instant,
+    executed: Applied,
+    last_timestamp: Timestamp,
+    reads: BTreeMap<ReadNumber, Op>,
+    /// The one role output after another, to compare with what the replica says of itself.
+    role: Option<Role>,
+}
+
+pub(crate) struct Cluster {
+    pub(crate) seed: u64,
+    pub(crate) n: usize,
+    pub(crate) now: Instant,
+    pub(crate) options: Options,
+    pub(crate) faults: Faults,
+    prng: Prng,
+    hosts: Vec<Host>,
+    cut: BTreeSet<(usize, usize)>,
+    queue: BinaryHeap<Reverse<Scheduled>>,
+    order: u64,
+    /// I1: op → checksum is one function for all, for ever.
+    committed: BTreeMap<Op, Checksum>,
+    /// The newest op that some primary committed: acknowledged.
+    pub(crate) acknowledged: Op,
+    pub(crate) events: Vec<(usize, Event)>,
+    pub(crate) trace: Checksum,
+    pub(crate) reads_answered: usize,
+    proposals: u64,
+}
+
+impl Cluster {
+    pub(crate) fn new(n: usize, seed: u64) -> Cluster {
+        Cluster::with_options(n, seed, Mutations::NONE, Faults::NONE)
+    }
+
+    pub(crate) fn with_options(n: usize, seed: u64, mutations: Mutations, faults: Faults) -> Cluster {
+        let mut prng = Prng::new(seed);
+        let voters = (0..n)
+            .map(|i| Member { replica: ReplicaId::new(i as u8), disk: DiskId::new(1000 + i as u128) })
+            .collect();
+        let membership = Membership { epoch: Epoch::new(0), voters, learners: Vec::new() };
+        let root = membership.root(CLUSTER, LINEAGE);
+        let options = Options {
+            timing: Timing::default(),
+            ring: Ring::DEFAULT,
+            release: Release::new(1),
+            seed,
+            mutations,
+        };
+        let hosts = (0..n)
+            .map(|_| Host {
+                replica: None,
+                life: 0,
+                disk: Disk {
+                    state: VsrState::format(membership.clone(), root),
+                    wal: Vec::new(),
+                    damaged: BTreeSet::new(),
+                    incarnation: Incarnation::new(0),
+                    queue: VecDeque::new(),
+                    stalled_until: Instant::ZERO,
+                },
+                skew: prng.between(0, 200_000_000) as i64 - 100_000_000,
+                wake_at: Instant::NEVER,
+                frozen_until: Instant::ZERO,
+                executed: Applied { op: Op::ROOT, digest: Digest(0) },
+                last_timestamp: Timestamp::ZERO,
+                reads: BTreeMap::new(),
+                role: None,
+            })
+            .collect();
+        let mut cluster = Cluster {
+            seed,
+            n,
+            now: Instant::from_nanos(1_000_000_000),
+            options,
+            faults,
+            prng,
+            hosts,
+            cut: BTreeSet::new(),
+            queue: BinaryHeap::new(),
+            order: 0,
+            committed: BTreeMap::new(),
+            acknowledged: Op::ROOT,
+            events: Vec::new(),
+            trace: Checksum::of(&[]),
+            reads_answered: 0,
+            proposals: 0,
+        };
+        for i in 0..n {
+            cluster.start(i);
+        }
+        cluster
+    }
+
+    // ---- faults ---------------------------------------------------------------------------------------------
+
+    pub(crate) fn is_up(&self, i: usize) -> bool {
+        self.hosts[i].replica.is_some()
+    }
+
+    pub(crate) fn start(&mut self, i: usize) {
+        assert!(!self.is_up(i));
+        let host = &mut self.hosts[i];
+        host.life += 1;
+        host.disk.incarnation = host.disk.incarnation.next();
+        host.executed = Applied { op: Op::ROOT, digest: Digest(0) };
+        host.last_timestamp = Timestamp::ZERO;
+        host.reads.clear();
+        host.role = None;
+        host.wake_at = Instant::NEVER;
+        let disk = &host.disk;
+        let entries = disk
+            .wal
+            .iter()
+            .map(|entry| RecoveredEntry {
+                header: entry.header().clone(),
+                verdict: if disk.damaged.contains(&(entry.op(), entry.checksum())) {
+                    Verdict::Faulty
+                } else {
+                    Verdict::Intact(entry.clone())
+                },
+            })
+            .collect();
+        let recovered = Recovered {
+            cluster: CLUSTER,
+            lineage: LINEAGE,
+            replica: ReplicaId::new(i as u8),
+            disk: DiskId::new(1000 + i as u128),
+            incarnation: disk.incarnation,
+            state: disk.state.clone(),
+            entries,
+            scan_complete: true,
+            uncertain_from: None,
+        };
+        let mut options = self.options;
+        options.seed = self.seed * 31 + i as u64;
+        let now = self.clocks(i);
+        self.hosts[i].replica = Some(Replica::open(options, recovered, now));
+        self.drain(i);
+    }
+
+    /// Power off: what was not flushed is gone.
+    pub(crate) fn crash(&mut self, i: usize) {
+        let host = &mut self.hosts[i];
+        host.replica = None;
+        host.life += 1;
+        host.disk.queue.clear();
+        host.disk.stalled_until = Instant::ZERO;
+        host.frozen_until = Instant::ZERO;
+        if self.prng.chance(1, 2) {
+            let gone = ReplicaId::new(i as u8);
+            for peer in 0..self.n {
+                if self.is_up(peer) && peer != i {
+                    self.input(peer, Input::PeerUnreachable(gone));
+                }
+            }
+        }
+    }
+
+    /// The body of one flushed entry rots; seen at the next start.
+    pub(crate) fn rot(&mut self, i: usize) {
+        let count = self.hosts[i].disk.wal.len() as u64;
+        if 0 < count {
+            let at = self.prng.below(count) as usize;
+            let disk = &mut self.hosts[i].disk;
+            let (op, checksum) = (disk.wal[at].op(), disk.wal[at].checksum());
+            disk.damaged.insert((op, checksum));
+        }
+    }
+
+    pub(crate) fn stall_disk(&mut self, i: usize, duration: Duration) {
+        self.hosts[i].disk.stalled_until = self.now + duration;
+        let life = self.hosts[i].life;
+        self.schedule(Duration::from_millis(100), Happening::DiskHealth { replica: i, life });
+    }
+
+    pub(crate) fn freeze(&mut self, i: usize, duration: Duration) {
+        self.hosts[i].frozen_until = self.now + duration;
+    }
+
+    pub(crate) fn cut_link(&mut self, from: usize, to: usize) {
+        self.cut.insert((from, to));
+    }
+
+    pub(crate) fn cut_off(&mut self, i: usize) {
+        for peer in (0..self.n).filter(|peer| *peer != i) {
+            self.cut.insert((i, peer));
+            self.cut.insert((peer, i));
+        }
+    }
+
+    pub(crate) fn heal(&mut self) {
+        self.cut.clear();
+        self.faults = Faults::NONE;
+        for i in 0..self.n {
+            self.hosts[i].disk.stalled_until = Instant::ZERO;
+            self.hosts[i].frozen_until = Instant::ZERO;
+            if !self.is_up(i) {
+                self.start(i);
+            }
+        }
+    }
+
+    /// A random mishap.
+    pub(crate) fn mishap(&mut self) {
+        let i = self.prng.below(self.n as u64) as usize;
+        let other = self.prng.below(self.n as u64) as usize;
+        let span = Duration::from_millis(self.prng.between(50, 2500));
+        match self.prng.below(16) {
+            0..=3 if self.is_up(i) => self.crash(i),
+            0..=5 if !self.is_up(i) => self.start(i),
+            4 => self.cut_off(i),
+            5 if i != other => self.cut_link(i, other),
+            6..=9 => self.cut.clear(),
+            10 => self.stall_disk(i, span),
+            11 => self.freeze(i, span),
+            12 if self.prng.chance(1, 4) => {
+                for i in 0..self.n {
+                    if self.is_up(i) {
+                        self.crash(i);
+                    }
+                }
+            }
+            13 => {
+                for i in 0..self.n {
+                    if !self.is_up(i) {
+                        self.start(i);
+                    }
+                }
+            }
+            14 if self.is_up(i) => self.input(i, Input::StepDown),
+            // Always the same disk: two rotten copies of one entry are beyond what three replicas bear.
+            15 if 3 <= self.n => self.rot(0),
+            _ => {}
+        }
+    }
+
+    // ---- clients --------------------------------------------------------------------------------------------
+
+    pub(crate) fn primary(&self) -> Option<usize> {
+        (0..self.n)
+            .filter(|i| self.is_up(*i))
+            .filter_map(|i| match self.replica(i).role() {
+                Role::Primary { stamp, .. } => Some((stamp, i)),
+                Role::Backup { .. } | Role::Changing { .. } => None,
+            })
+            .max()
+            .map(|(_, i)| i)
+    }
+
+    /// Proposes a body wherever somebody takes himself for the primary.
+    pub(crate) fn propose_anywhere(&mut self) -> usize {
+        let mut taken = 0;
+        for i in 0..self.n {
+            if self.is_up(i) && self.hosts[i].frozen_until <= self.now {
+                self.proposals += 1;
+                let mut body = self.proposals.to_le_bytes().to_vec();
+                body.resize(8 + self.prng.below(200) as usize, 0xAB);
+                let now = self.clocks(i);
+                let replica = self.hosts[i].replica.as_mut().expect("is up");
+                if replica.propose(now, Arc::from(body)).is_ok() {
+                    taken += 1;
+                }
+                self.drain(i);
+            }
+        }
+        taken
+    }
+
+    /// Starts a read; its index must cover everything that was acknowledged before.
+    pub(crate) fn read(&mut self, i: usize) {
+        if !self.is_up(i) || self.now < self.hosts[i].frozen_until {
+            return;
+        }
+        let now = self.clocks(i);
+        let acknowledged = self.acknowledged;
+        let replica = self.hosts[i].replica.as_mut().expect("is up");
+        if let Ok(read) = replica.read_index(now) {
+            self.hosts[i].reads.insert(read, acknowledged);
+        }
+        self.drain(i);
+    }
+
+    pub(crate) fn read_anywhere(&mut self) {
+        let i = self.prng.below(self.n as u64) as usize;
+        self.read(i);
+    }
+
+    // ---- running --------------------------------------------------------------------------------------------
+
+    pub(crate) fn run(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        while let Some(Reverse(next)) = self.queue.peek()
+            && next.at <= end
+        {
+            let Some(Reverse(next)) = self.queue.pop() else { break };
+            self.now = self.now.max(next.at);
+            self.happen(next.what);
+        }
+        self.now = end;
+    }
+
+    /// Runs until a condition holds, at most so long. Says whether it came to hold.
+    pub(crate) fn run_until(
+        &mut self,
+        patience: Duration,
+        mut done: impl FnMut(&mut Cluster) -> bool,
+    ) -> bool {
+        let end = self.now + patience;
+        while self.now < end {
+            if done(self) {
+                return true;
+            }
+            self.run(Duration::from_millis(5));
+        }
+        done(self)
+    }
+
+    /// Heals everything and demands that the cluster works again: everybody up, one new op committed everywhere.
+    pub(crate) fn settle(&mut self) {
+        self.heal();
+        let healed = self.now;
+        let is_alive = self.run_until(Duration::from_secs(40), |cluster| cluster.propose_anywhere() == 1);
+        assert!(
+            is_alive,
+            "seed {}: n = {}: no primary after the heal\n{}",
+            self.seed,
+            self.n,
+            self.describe()
+        );
+        let target = self.acknowledged.next();
+        let agrees = self.run_until(Duration::from_secs(40), |cluster| {
+            if cluster.primary().is_none_or(|primary| cluster.replica(primary).head() < target) {
+                cluster.propose_anywhere();
+            }
+            let acknowledged = cluster.acknowledged;
+            target <= acknowledged && (0..cluster.n).all(|i| cluster.hosts[i].executed.op == acknowledged)
+        });
+        assert!(
+            agrees,
+            "seed {}: n = {}: stuck {:?} after the heal, wants {target:?}\n{}",
+            self.seed,
+            self.n,
+            self.now.since(healed),
+            self.describe()
+        );
+    }
+
+    pub(crate) fn replica(&self, i: usize) -> &Replica {
+        self.hosts[i].replica.as_ref().expect("is up")
+    }
+
+    pub(crate) fn describe(&self) -> String {
+        let mut text = format!("acknowledged {:?} at {:?}\n", self.acknowledged, self.now);
+        for i in 0..self.n {
+            match &self.hosts[i].replica {
+                Some(replica) => {
+                    text += &format!(
+                        "{i}: {:?} {:?} head {:?} commit {:?} out {:?} executed {:?}\n",
+                        replica.status(),
+                        replica.role(),
+                        replica.head(),
+                        replica.commit_max().op,
+                        replica.committed_out(),
+                        self.hosts[i].executed.op,
+                    )
+                }
+                None => text += &format!("{i}: down\n"),
+            }
+        }
+        for (i, event) in self.events.iter().rev().take(25).rev() {
+            text += &format!("  {i}: {event:?}\n");
+        }
+        text
+    }
+
+    pub(crate) fn count(&self, matches: impl Fn(&Event) -> bool) -> usize {
+        self.events.iter().filter(|(_, event)| matches(event)).count()
+    }
+
+    fn clocks(&self, i: usize) -> Now {
+        let wall = (WALL_START + self.now.nanos()).saturating_add_signed(self.hosts[i].skew);
+        Now { monotonic: self.now, wall: Timestamp::from_nanos(wall) }
+    }
+
+    fn schedule(&mut self, after: Duration, what: Happening) {
+        self.order += 1;
+        self.queue.push(Reverse(Scheduled { at: self.now + after, order: self.order, what }));
+    }
+
+    fn happen(&mut self, what: Happening) {
+        match what {
+            Happening::Wake { replica, life } => {
+                if self.hosts[replica].life == life && self.hosts[replica].wake_at <= self.now {
+                    if self.postpone(replica, Happening::Wake { replica, life }) {
+                        return;
+                    }
+                    self.hosts[replica].wake_at = Instant::NEVER;
+                    self.input(replica, Input::Tick);
+                }
+            }
+            Happening::Deliver { to, bytes } => {
+                if self.is_up(to) {
+                    if self.hosts[to].frozen_until <= self.now {
+                        let message =
+                            Message::decode(&bytes, CLUSTER).expect("the network keeps bytes whole");
+                        self.input(to, Input::Message(message));
+                    } else {
+                        self.postpone(to, Happening::Deliver { to, bytes });
+                    }
+                }
+            }
+            Happening::Flushed { replica, life } => {
+                if self.hosts[replica].life == life {
+                    self.flush(replica);
+                }
+            }
+            Happening::Executed { replica, life, applied } => {
+                if self.hosts[replica].life == life {
+                    if self.hosts[replica].frozen_until <= self.now {
+                        self.input(replica, Input::Applied(applied));
+                    } else {
+                        self.postpone(replica, Happening::Executed { replica, life, applied });
+                    }
+                }
+            }
+            Happening::DiskHealth { replica, life } => {
+                if self.hosts[replica].life == life && self.is_up(replica) {
+                    let oldest = self.hosts[replica].disk.queue.front().map(|(asked, _)| *asked);
+                    let age = oldest.map_or(Duration::ZERO, |asked| self.now.since(asked));
+                    self.input(replica, Input::DiskAge(age));
+                    if self.now < self.hosts[replica].disk.stalled_until || !age.is_zero() {
+                        self.schedule(Duration::from_millis(100), Happening::DiskHealth { replica, life });
+                    }
+                }
+            }
+        }
+    }
+
+    fn postpone(&mut self, i: usize, what: Happening) -> bool {
+        let until = self.hosts[i].frozen_until;
+        if self.now < until {
+            self.schedule(until.since(self.now) + Duration::from_nanos(1), what);
+            true
+        } else {
+            false
+        }
+    }
+
+    pub(crate) fn input(&mut self, i: usize, input: Input) {
+        let now = self.clocks(i);
+        if let Some(replica) = &mut self.hosts[i].replica {
+            replica.handle(now, input);
+            self.drain(i);
+        }
+    }
+
+    /// The oldest write on its way becomes durable.
+    fn flush(&mut self, i: usize) {
+        let life = self.hosts[i].life;
+        let stalled = self.hosts[i].disk.stalled_until;
+        let frozen = self.hosts[i].frozen_until;
+        let later = stalled.max(frozen);
+        if self.now < later {
+            return self.schedule(
+                later.since(self.now) + Duration::from_nanos(1),
+                Happening::Flushed { replica: i, life },
+            );
+        }
+        let disk = &mut self.hosts[i].disk;
+        // A group: everything queued so far, perhaps.
+        let size = 1 + self.prng.below(disk.queue.len().max(1) as u64) as usize;
+        let mut reports = Vec::new();
+        for _ in 0..size.min(disk.queue.len()) {
+            match disk.queue.pop_front().expect("counted").1 {
+                Write::Append { number, entry, .. } => {
+                    disk.damaged.remove(&(entry.op(), entry.checksum()));
+                    disk.wal.push(entry);
+                    reports.push(Durable::Appended(number));
+                }
+                Write::Superblock { number, state } => {
+                    assert!(disk.state.stamp <= state.stamp, "I2: stamp");
+                    assert!(disk.state.log_stamp <= state.log_stamp, "I2: log_stamp");
+                    assert!(disk.state.commit_max.op <= state.commit_max.op, "I2: commit_max");
+                    assert!(state.log_stamp.stamp() <= state.stamp, "I3");
+                    disk.state = state;
+                    reports.push(Durable::Superblock(number));
+                }
+            }
+        }
+        if !disk.queue.is_empty() {
+            self.schedule_flush(i);
+        }
+        for durable in reports {
+            self.input(i, Input::Durable(durable));
+        }
+    }
+
+    fn schedule_flush(&mut self, i: usize) {
+        let life = self.hosts[i].life;
+        let longest = self.faults.flush.as_micros() as u64;
+        let after = Duration::from_micros(self.prng.between(longest / 4, longest));
+        self.schedule(after, Happening::Flushed { replica: i, life });
+    }
+
+    fn drain(&mut self, i: usize) {
+        loop {
+            let Some(replica) = &mut self.hosts[i].replica else { return };
+            match replica.poll_output() {
+                Output::Wait(deadline) => {
+                    let host = &mut self.hosts[i];
+                    assert!(self.now <= deadline || host.replica.is_some());
+                    if deadline < host.wake_at {
+                        host.wake_at = deadline;
+                        let life = host.life;
+                        let after = deadline.since(self.now).max(Duration::from_nanos(1));
+                        self.schedule(after, Happening::Wake { replica: i, life });
+                    }
+                    return;
+                }
+                Output::Send(to, message) => self.send(i, to, &message),
+                Output::Persist(write) => {
+                    let disk = &mut self.hosts[i].disk;
+                    disk.queue.push_back((self.now, write));
+                    if disk.queue.len() == 1 {
+                        self.schedule_flush(i);
+                    }
+                }
+                Output::Commit(entry) => self.commit(i, &entry),
+                Output::Role(role) => {
+                    assert!(self.hosts[i].role != Some(role), "a role is told when it changes");
+                    self.hosts[i].role = Some(role);
+                }
+                Output::ReadIndex { read, index } => {
+                    let acknowledged = self.hosts[i].reads.remove(&read).expect("each read is answered once");
+                    assert!(
+                        acknowledged <= index,
+                        "seed {}: I15: a read at {index:?} misses {acknowledged:?}",
+                        self.seed
+                    );
+                    self.reads_answered += 1;
+                }
+                Output::ReadLost { read } => {
+                    self.hosts[i].reads.remove(&read).expect("each read is answered once");
+                }
+                Output::RoundConfirmed(round) => assert!(round.sent <= self.now),
+                Output::Forwarded(_) => {}
+                Output::Event(event) => self.on_event(i, event),
+            }
+        }
+    }
+
+    fn on_event(&mut self, i: usize, event: Event) {
+        if std::env::var_os("CLUSTER_TRACE").is_some() {
+            println!("{:>12} {i}: {event:?}", self.now.nanos() / 1000);
+        }
+        match &event {
+            Event::ForkDetected { op } => panic!("seed {}: fork at {op:?}\n{}", self.seed, self.describe()),
+            Event::DigestMismatch { .. } => panic!("seed {}: {event:?}", self.seed),
+            Event::PeerRefused { .. } => panic!("seed {}: {event:?}\n{}", self.seed, self.describe()),
+            _ => {}
+        }
+        self.events.push((i, event));
+    }
+
+    fn send(&mut self, from: usize, to: Recipients, message: &Message) {
+        let bytes = message.encode(CLUSTER);
+        self.trace = Checksum::of_pieces(&[&self.trace.to_bytes(), &self.now.nanos().to_le_bytes(), &bytes]);
+        let recipients: Vec<usize> = match to {
+            Recipients::One(replica) => vec![usize::from(replica.value())],
+            Recipients::Voters | Recipients::All => (0..self.n).filter(|peer| *peer != from).collect(),
+        };
+        for to in recipients {
+            if self.cut.contains(&(from, to)) || self.prng.chance(self.faults.lost, 1000) {
+                continue;
+            }
+            let copies = if self.prng.chance(self.faults.repeated, 1000) { 2 } else { 1 };
+            for copy in 0..copies {
+                let longest = self.faults.delay.as_micros() as u64;
+                let mut after = self.prng.between(longest / 10, longest);
+                if copy == 1 {
+                    after += self.prng.below(3_000_000); // Repeated from any earlier time.
+                }
+                self.schedule(Duration::from_micros(after), Happening::Deliver { to, bytes: bytes.clone() });
+            }
+        }
+    }
+
+    /// A replica calls an entry committed.
+    fn commit(&mut self, i: usize, entry: &Entry) {
+        let (op, checksum) = (entry.op(), entry.checksum());
+        let known = *self.committed.entry(op).or_insert(checksum);
+        assert!(
+            known == checksum,
+            "seed {}: I1: two entries committed at {op:?}\n{}",
+            self.seed,
+            self.describe()
+        );
+        let quorum = Quorums::of(self.n).replication;
+        if self.acknowledged < op {
+            let holders = self
+                .hosts
+                .iter()
+                .filter(|host| host.disk.wal.iter().rev().any(|entry| entry.checksum() == checksum))
+                .count();
+            assert!(
+                quorum <= holders,
+                "seed {}: {op:?} was committed with {holders} flushed copies\n{}",
+                self.seed,
+                self.describe()
+            );
+            self.acknowledged = op;
+        }
+        let host = &mut self.hosts[i];
+        assert!(host.executed.op.next() == op, "each op once, in order");
+        assert!(host.last_timestamp < entry.header().timestamp, "I10");
+        host.last_timestamp = entry.header().timestamp;
+        let mut digest = [0; 8];
+        digest.copy_from_slice(
+            &Checksum::of_pieces(&[&host.executed.digest.0.to_le_bytes(), entry.body()]).to_bytes()[..8],
+        );
+        let applied = Applied { op, digest: Digest(u64::from_le_bytes(digest)) };
+        host.executed = applied;
+        let life = host.life;
+        let after = Duration::from_micros(self.prng.below(300));
+        // The executor answers in order.
+        self.schedule(after, Happening::Executed { replica: i, life, applied });
+    }
+}
