@@ -1,1 +1,35 @@
-//! placeholder
+//! A whole cluster, its disks, its clocks, its wires, its clients and the outside world in one thread and one seed.
+//!
+//! The replicas are the production code: [`chronon_node::Front`] and [`chronon_node::Back`] around the very replica,
+//! kernel and journal that the server runs. Only what touches the world is played: time, disks, wires, sinks. A run
+//! is a function of (seed, configuration, code): the same seed gives the same trace, byte for byte.
+#![forbid(unsafe_code)]
+
+mod checker;
+mod client;
+mod clock;
+mod config;
+mod disk;
+mod network;
+mod process;
+mod scenario;
+mod sink;
+mod swarm;
+mod trace;
+mod workload;
+mod world;
+mod world_clients;
+mod world_sinks;
+
+pub use checker::{Checker, Commits, Committed, Completed, Effects, GateWatch, History, Results, Violation};
+pub use client::{CallId, CallKind, ClientConfig};
+pub use clock::WALL_START;
+pub use config::{Config, Pace};
+pub use disk::{DiskConfig, UNIT};
+pub use network::{Envelope, Fate, NetworkConfig};
+pub use scenario::{ALL, Cluster, Hand, Prepare, R0, R1, R2, R3, R4, R5, Target};
+pub use sink::{Act, Sink, SinkBehaviour, SinkKind};
+pub use swarm::{Menu, Phase, Report, Swarm};
+pub use trace::{Trace, TraceMode, Who};
+pub use workload::Workload;
+pub use world::{Fault, World};

@@ -1,5 +1,4 @@
 //! What goes into the journal comes out of it again.
-#![allow(clippy::unwrap_used, reason = "a test that unwraps nothing fails")]
 
 mod support;
 

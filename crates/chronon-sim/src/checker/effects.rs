@@ -1,0 +1,224 @@
+//! The effects' auditor: compares what the log ordered with what the sinks' own ledgers show.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use chronon_kernel::{
+    Attempt, AttemptKind, AttemptNumber, Contract, EffectFilter, EffectId, EffectKey, EffectState,
+    EffectView, Engine, Lineage, Parked, RequestResult, SinkName,
+};
+use chronon_vsr::{Instant, Op, Stamp};
+
+use crate::{Checker, Commits, Results, Sink, Violation};
+
+/// An effect as its attempts show it.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// Where it goes.
+    pub sink: SinkName,
+    /// Under which contract.
+    pub contract: Contract,
+    /// The body.
+    pub payload: Arc<[u8]>,
+    /// The lane, if named.
+    pub lane: Option<String>,
+    /// Calls (not probes) that left a replica: when, which attempt, under which stamp.
+    pub calls: Vec<(Instant, AttemptNumber, Stamp)>,
+}
+
+/// Watches attempts and ledgers.
+#[derive(Debug)]
+pub struct Effects {
+    lineage: Lineage,
+    seen: BTreeMap<EffectId, Seen>,
+    /// The newest effect of each lane that left, and under which stamp.
+    lanes: BTreeMap<(SinkName, String), (EffectId, Stamp)>,
+}
+
+impl Effects {
+    pub(crate) fn new(lineage: Lineage) -> Effects {
+        Effects { lineage, seen: BTreeMap::new(), lanes: BTreeMap::new() }
+    }
+
+    /// Every effect that was ever attempted.
+    pub fn seen(&self) -> &BTreeMap<EffectId, Seen> {
+        &self.seen
+    }
+
+    /// The key that an effect must bear.
+    pub fn key(&self, effect: EffectId) -> EffectKey {
+        EffectKey::draw(self.lineage, effect)
+    }
+
+    /// A replica's dispatcher hands an attempt to its executor.
+    pub(crate) fn on_start(&mut self, executed: Op, attempt: &Attempt) -> Result<(), Violation> {
+        let effect = attempt.effect;
+        if executed < effect.op() {
+            let what = format!("effect {effect} starts where only op {executed} is committed and executed");
+            return Err(Violation::new(Checker::Effects, what));
+        }
+        if attempt.key != self.key(effect) {
+            let what = format!("effect {effect} goes out under {}", attempt.key.as_str());
+            return Err(Violation::new(Checker::Effects, what));
+        }
+        let seen = self.seen.entry(effect).or_insert_with(|| Seen {
+            sink: attempt.sink.clone(),
+            contract: attempt.spec.contract,
+            payload: Arc::clone(&attempt.payload),
+            lane: attempt.lane.clone(),
+            calls: Vec::new(),
+        });
+        if seen.payload != attempt.payload || seen.sink != attempt.sink {
+            let what = format!("effect {effect} changes between attempts");
+            return Err(Violation::new(Checker::Effects, what));
+        }
+        Ok(())
+    }
+
+    /// An attempt leaves its replica: it passed the gate.
+    pub(crate) fn on_leave(&mut self, now: Instant, attempt: &Attempt) -> Result<(), Violation> {
+        let Some(seen) = self.seen.get_mut(&attempt.effect) else { return Ok(()) };
+        if attempt.kind == AttemptKind::Probe {
+            return Ok(());
+        }
+        if let Some((_, number, stamp)) =
+            seen.calls.iter().find(|(_, number, stamp)| *number == attempt.number && *stamp == attempt.stamp)
+        {
+            let what =
+                format!("attempt {} of effect {} leaves twice under {stamp}", number.0, attempt.effect);
+            return Err(Violation::new(Checker::Effects, what));
+        }
+        if attempt.spec.contract == Contract::AtMostOnce
+            && let Some((_, number, stamp)) = seen.calls.first()
+        {
+            let what = format!(
+                "at most once, and effect {} leaves as attempt {} under {} after attempt {} under {stamp}",
+                attempt.effect, attempt.number.0, attempt.stamp, number.0
+            );
+            return Err(Violation::new(Checker::Effects, what));
+        }
+        seen.calls.push((now, attempt.number, attempt.stamp));
+        if let Some(lane) = &seen.lane {
+            let this = (attempt.effect, attempt.stamp);
+            let newest = self.lanes.entry((seen.sink.clone(), lane.clone())).or_insert(this);
+            // A primary that was replaced within the last D does not know how far its successor has come.
+            if attempt.effect < newest.0 && newest.1 <= attempt.stamp && attempt.spec.parked_holds_lane {
+                let what = format!("lane {lane}: effect {} leaves after {}", attempt.effect, newest.0);
+                return Err(Violation::new(Checker::Effects, what));
+            }
+            *newest = (*newest).max(this);
+        }
+        Ok(())
+    }
+
+    /// A sink has acted.
+    pub(crate) fn on_act(&mut self, sink: &Sink, attempt: &Attempt) -> Result<(), Violation> {
+        let acts = sink.acts(&attempt.key).count();
+        let allowed = match attempt.spec.contract {
+            Contract::AtLeastOnce => usize::MAX,
+            Contract::Transactional
+            | Contract::Idempotent { .. }
+            | Contract::Probe { .. }
+            | Contract::AtMostOnce => 1,
+        };
+        if allowed < acts {
+            let what =
+                format!("{:?}: effect {} was acted upon {acts} times", attempt.spec.contract, attempt.effect);
+            return Err(Violation::new(Checker::Effects, what));
+        }
+        Ok(())
+    }
+
+    /// At the end, when all is quiet: log, results, outbox and ledgers tell one story. The engine is a replay of the log.
+    pub(crate) fn check_end(
+        &self,
+        commits: &Commits,
+        results: &Results,
+        engine: &dyn Engine,
+        sinks: &BTreeMap<SinkName, Sink>,
+    ) -> Result<(), Violation> {
+        let object = |what: String| Err(Violation::new(Checker::Effects, what));
+        let effects = engine.effects(&EffectFilter::default(), None, usize::MAX);
+        let effects: BTreeMap<EffectId, EffectView> =
+            effects.into_iter().map(|view| (view.id, view)).collect();
+        for (at, result) in results.all() {
+            let RequestResult::Replied { at: first, effects: emitted, .. } = result else { continue };
+            if *first != at {
+                continue;
+            }
+            for effect in emitted {
+                if effect.op().value() != at.op {
+                    return object(format!("{at:?} emitted {effect}, an id of another op"));
+                }
+                if !effects.contains_key(effect) {
+                    return object(format!("effect {effect} is forgotten"));
+                }
+            }
+        }
+        let status = engine.status();
+        let settled = status.delivered + status.failed + status.unknown + status.cancelled;
+        let open = status.scheduled + status.ready + status.started + status.waiting + status.parked;
+        if status.emitted != settled + open || status.emitted != effects.len() as u64 {
+            return object(format!("{} emitted, {} shown: {status:?}", status.emitted, effects.len()));
+        }
+        for view in effects.values() {
+            let acts = sinks.get(&view.sink).map_or(0, |sink| sink.acts(&view.key).count());
+            self.check_effect(view, acts).or_else(object)?;
+        }
+        // What the ledger has was emitted, by a committed op, in just these words.
+        for (name, sink) in sinks {
+            for act in sink.ledger() {
+                let known = effects.get(&act.effect);
+                let emitted = known.is_some_and(|view| {
+                    view.key == act.key && view.sink == *name && *view.payload == *act.payload
+                });
+                if !emitted || commits.get(act.effect.op()).is_none() {
+                    return object(format!(
+                        "{name} did {} under {}, which nobody emitted",
+                        act.effect,
+                        act.key.as_str()
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_effect(&self, view: &EffectView, acts: usize) -> Result<(), String> {
+        let EffectView { id, contract, state, .. } = view;
+        if view.key != self.key(*id) {
+            return Err(format!("effect {id} has the key {}", view.key.as_str()));
+        }
+        match (&view.outcome, view.parked) {
+            (Some(outcome), _) => {
+                let right = match outcome.outcome {
+                    "delivered" => 0 < acts,
+                    "failed" | "cancelled" => acts == 0,
+                    _ => true,
+                };
+                if !right {
+                    return Err(format!(
+                        "effect {id} is settled as {}; its sink acted {acts} times",
+                        outcome.outcome
+                    ));
+                }
+            }
+            (None, Some(Parked::InDoubt)) => {
+                let may = match contract {
+                    Contract::AtMostOnce | Contract::Idempotent { .. } => true,
+                    Contract::Transactional | Contract::Probe { .. } | Contract::AtLeastOnce => false,
+                };
+                if !may {
+                    return Err(format!("effect {id} is in doubt under {contract:?}"));
+                }
+            }
+            (None, Some(Parked::Exhausted)) => {}
+            (None, None) => {
+                if *state == EffectState::Settled {
+                    return Err(format!("effect {id} is settled and has no outcome"));
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,76 @@
+//! A machine with its disk and clocks, and the process that runs on it now and then: the production Front, Back and
+//! journal.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use chronon_node::{Back, BackInput, Front, FrontInput, Gate, Token};
+use chronon_storage::{JobId, Journal, Step};
+use chronon_vsr::{DiskId, Instant, ReplicaId, Role};
+
+use crate::CallId;
+use crate::clock::MachineClock;
+use crate::disk::SimDisk;
+use crate::world::Event;
+
+/// What survives a process.
+pub(crate) struct Machine {
+    pub(crate) id: ReplicaId,
+    pub(crate) disk_id: DiskId,
+    pub(crate) disk: SimDisk,
+    pub(crate) clock: MachineClock,
+    /// Counts processes, so that what was meant for a dead one is not given to the next.
+    pub(crate) life: u32,
+    pub(crate) process: Option<Box<Process>>,
+    pub(crate) paused: bool,
+    /// What reached the process while it was paused.
+    pub(crate) deferred: Vec<Event>,
+    /// Why its process ended by itself, if it did.
+    pub(crate) failed: Option<String>,
+    /// It will not come back, and nobody waits for it.
+    pub(crate) forsaken: bool,
+}
+
+/// A running replica.
+pub(crate) struct Process {
+    pub(crate) front: Front,
+    pub(crate) back: Back,
+    pub(crate) journal: Journal,
+    pub(crate) gate: Gate,
+    pub(crate) front_inbox: VecDeque<FrontInput>,
+    pub(crate) back_inbox: VecDeque<BackInput>,
+    pub(crate) front_timer: Timer,
+    pub(crate) back_timer: Timer,
+    /// Front waits for room in Back's queue.
+    pub(crate) front_blocked: bool,
+    pub(crate) jobs: BTreeMap<JobId, Running>,
+    /// Whether Front has been told of an old write.
+    pub(crate) disk_age_told: bool,
+    pub(crate) disk_age_due: bool,
+    pub(crate) evidence_due: bool,
+    pub(crate) role: Role,
+    /// Whose answer each token is for.
+    pub(crate) tokens: BTreeMap<Token, (u32, CallId)>,
+    /// Inputs handled in a row at one instant of world time: a loop that makes no progress would never end.
+    pub(crate) ticks_in_a_row: u32,
+}
+
+/// A job on its way through the disk.
+pub(crate) struct Running {
+    pub(crate) steps: VecDeque<Step>,
+    pub(crate) since: Instant,
+}
+
+/// When a half runs next: events at any other time are stale.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Timer {
+    /// The event in the heap that counts.
+    pub(crate) scheduled: Option<Instant>,
+    /// What the half last asked for, in world time.
+    pub(crate) deadline: Option<Instant>,
+}
+
+impl Machine {
+    pub(crate) fn is_running(&self) -> bool {
+        self.process.is_some() && !self.paused
+    }
+}

@@ -1,0 +1,540 @@
+//! The swarm: every seed draws a cluster, its timings, its workload and its misfortunes of its own; first safety under
+//! faults, then everything heals and whatever was asked for must come to an end.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use chronon_vsr::{Duration, Instant, Mutations, Prng, ReplicaId};
+
+use crate::{
+    Checker, ClientConfig, Config, DiskConfig, Fault, NetworkConfig, Pace, SinkBehaviour, Trace, TraceMode,
+    Violation, Workload, World,
+};
+
+/// The safety phase ends at this world time, whatever the clients have left to do.
+const SAFETY_MAX: Duration = Duration::from_secs(25);
+
+/// After the healing everything must have ended within this world time.
+const LIVENESS_MAX: Duration = Duration::from_secs(120);
+
+/// When all is quiet it stays so: the world runs on for this long, and nothing may be ordered.
+const QUIET: Duration = Duration::from_secs(3);
+
+/// Which phase of a run a judge objected in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Under faults.
+    Safety,
+    /// After the healing.
+    Liveness,
+    /// When all was quiet.
+    Quiet,
+}
+
+/// What a run of one seed came to.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The seed.
+    pub seed: u64,
+    /// What a judge objected to, and when.
+    pub failure: Option<(Phase, Violation)>,
+    /// Voters.
+    pub replicas: usize,
+    /// The faults that this seed could have.
+    pub menu: Menu,
+    /// World time at the end.
+    pub world_time: Duration,
+    /// Ops committed.
+    pub ops: u64,
+    /// Commands applied.
+    pub commands: usize,
+    /// Calls that ended well.
+    pub calls: usize,
+    /// Attempts that left a replica.
+    pub starts: u64,
+    /// Acts of all sinks.
+    pub acts: usize,
+    /// Faults inflicted.
+    pub faults: u32,
+    /// How often each protocol event happened.
+    pub coverage: BTreeMap<String, u64>,
+    /// Stands for the whole run: the same seed and code give the same.
+    pub fingerprint: u64,
+    /// Everything that happened, if it was kept.
+    pub trace: Vec<String>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Report { seed, replicas, ops, commands, starts, faults, fingerprint, .. } = self;
+        match &self.failure {
+            None => write!(f, "seed {seed}: ok")?,
+            Some((phase, violation)) => write!(f, "seed {seed}: FAILED in the {phase:?} phase: {violation}")?,
+        }
+        write!(
+            f,
+            " ({replicas} replicas, {ops} ops, {commands} commands, {starts} starts, {faults} faults, {:.1} s, {fingerprint:016x})",
+            self.world_time.as_secs_f64()
+        )?;
+        if self.failure.is_some() {
+            write!(f, "\n{}\nrun it again: chronon sim replay {seed} --trace", self.menu)?;
+        }
+        Ok(())
+    }
+}
+
+/// Which kinds of misfortune a seed may have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Menu {
+    /// Processes are killed and started again.
+    pub kill: bool,
+    /// Machines lose their power, now and then all at once.
+    pub power: bool,
+    /// Processes are stopped and go on.
+    pub pause: bool,
+    /// Wires are cut: in two parts, one way, between two.
+    pub partition: bool,
+    /// Messages are lost, doubled, replayed, late.
+    pub wires: bool,
+    /// Disks stall.
+    pub stall: bool,
+    /// Disks fail a write or a flush.
+    pub disk_error: bool,
+    /// Bits rot on one replica's disk while it is down.
+    pub rot: bool,
+    /// Clocks drift, are off, and jump.
+    pub clock: bool,
+    /// Sinks refuse, fail, hang, act late.
+    pub sinks: bool,
+    /// Clients die, duplicate and give up.
+    pub clients: bool,
+    /// Primaries are asked to step down.
+    pub step_down: bool,
+}
+
+impl Menu {
+    const KINDS: u32 = 12;
+
+    fn from_bits(bits: u64) -> Menu {
+        let has = |bit: u32| bits >> bit & 1 == 1;
+        Menu {
+            kill: has(0),
+            power: has(1),
+            pause: has(2),
+            partition: has(3),
+            wires: has(4),
+            stall: has(5),
+            disk_error: has(6),
+            rot: has(7),
+            clock: has(8),
+            sinks: has(9),
+            clients: has(10),
+            step_down: has(11),
+        }
+    }
+
+    /// No faults, one kind alone, some, or all of them.
+    fn draw(prng: &mut Prng) -> Menu {
+        let all = (1 << Menu::KINDS) - 1;
+        Menu::from_bits(match prng.below(10) {
+            0 => 0,
+            1 | 2 => 1 << prng.below(u64::from(Menu::KINDS)),
+            3..=6 => prng.next_u64() & all,
+            _ => all,
+        })
+    }
+
+    fn disrupts(&self) -> bool {
+        self.kill
+            || self.power
+            || self.pause
+            || self.partition
+            || self.stall
+            || self.disk_error
+            || self.rot
+            || self.clock
+            || self.step_down
+    }
+}
+
+impl fmt::Display for Menu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("faults:")?;
+        let names = [
+            (self.kill, "kill"),
+            (self.power, "power"),
+            (self.pause, "pause"),
+            (self.partition, "partition"),
+            (self.wires, "wires"),
+            (self.stall, "stall"),
+            (self.disk_error, "disk-error"),
+            (self.rot, "rot"),
+            (self.clock, "clock"),
+            (self.sinks, "sinks"),
+            (self.clients, "clients"),
+            (self.step_down, "step-down"),
+        ];
+        names.iter().filter(|(on, _)| *on).try_for_each(|(_, name)| write!(f, " {name}"))
+    }
+}
+
+/// How a swarm is run.
+#[derive(Clone, Copy)]
+pub struct Swarm {
+    /// Makes the workload of a seed.
+    pub workload: fn(&mut Prng) -> Box<dyn Workload>,
+    /// Guards broken on purpose.
+    pub mutations: Mutations,
+    /// Always this many replicas.
+    pub replicas: Option<usize>,
+    /// Faults that may happen; none: the seed decides.
+    pub menu: Option<Menu>,
+    /// Whether lines are kept.
+    pub trace: TraceMode,
+}
+
+impl Swarm {
+    /// Runs one seed.
+    pub fn run_seed(&self, seed: u64) -> Report {
+        let mut run = Run::draw(self, seed);
+        let report = Report {
+            seed,
+            failure: None,
+            replicas: run.config.replicas,
+            menu: run.menu,
+            world_time: Duration::ZERO,
+            ops: 0,
+            commands: 0,
+            calls: 0,
+            starts: 0,
+            acts: 0,
+            faults: 0,
+            coverage: BTreeMap::new(),
+            fingerprint: 0,
+            trace: Vec::new(),
+        };
+        // An assertion of the code under test ends the run like a judge's objection. The world is looked at
+        // afterwards, never run on.
+        let mut world =
+            match catch_unwind(AssertUnwindSafe(|| World::new(run.config, (self.workload)(&mut run.prng)))) {
+                Ok(world) => world,
+                Err(panic) => {
+                    let violation = Violation::new(Checker::Panic, panic_message(&*panic));
+                    return Report { failure: Some((Phase::Safety, violation)), ..report };
+                }
+            };
+        let phases: [fn(&mut Run, &mut World) -> Result<(), Violation>; 3] =
+            [Run::safety, Run::liveness, Run::quiet];
+        let mut failure = None;
+        for (phase, run_phase) in [Phase::Safety, Phase::Liveness, Phase::Quiet].into_iter().zip(phases) {
+            let ended = catch_unwind(AssertUnwindSafe(|| run_phase(&mut run, &mut world)));
+            let violation = match ended {
+                Ok(Ok(())) => continue,
+                Ok(Err(violation)) => violation,
+                Err(panic) => Violation::new(Checker::Panic, panic_message(&*panic)),
+            };
+            failure = Some((phase, violation));
+            break;
+        }
+        let mut coverage = BTreeMap::new();
+        for (_, _, event) in world.events() {
+            let text = format!("{event:?}");
+            let name = text.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
+            *coverage.entry(name.to_owned()).or_insert(0) += 1;
+        }
+        let trace: &Trace = world.trace();
+        Report {
+            failure,
+            world_time: world.now().since(Instant::ZERO),
+            ops: world.commits().head().value(),
+            commands: world.results().commands_applied(),
+            calls: world.history().completed().len(),
+            starts: world.starts(),
+            acts: world.sinks().values().map(|sink| sink.ledger().len()).sum(),
+            faults: run.faults,
+            coverage,
+            fingerprint: trace.fingerprint(),
+            trace: trace.lines().to_vec(),
+            ..report
+        }
+    }
+
+    /// Runs these seeds and tells of each as it ends. The callback says whether to go on. Returns the failures.
+    pub fn run_seeds(&self, seeds: Range<u64>, mut progress: impl FnMut(&Report) -> bool) -> Vec<Report> {
+        let mut failures = Vec::new();
+        for seed in seeds {
+            let report = self.run_seed(seed);
+            let go_on = progress(&report);
+            if report.failure.is_some() {
+                failures.push(report);
+            }
+            if !go_on {
+                break;
+            }
+        }
+        failures
+    }
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without words").to_owned()
+}
+
+/// One seed's run.
+struct Run {
+    config: Config,
+    menu: Menu,
+    prng: Prng,
+    /// The mean pause between two misfortunes.
+    fault_mean: Duration,
+    /// The only replica whose disk rots: what it lost, the others hold.
+    victim: ReplicaId,
+    faults: u32,
+}
+
+impl Run {
+    fn draw(swarm: &Swarm, seed: u64) -> Run {
+        let mut prng = Prng::new(seed ^ 0x5eed_5eed_5eed_5eed);
+        let drawn = [3, 3, 3, 3, 5, 5, 1, 2, 4, 6][prng.below(10) as usize];
+        let replicas = swarm.replicas.unwrap_or(drawn);
+        let mut menu = Menu::draw(&mut prng);
+        if let Some(forced) = swarm.menu {
+            menu = forced;
+        }
+        if replicas < 3 {
+            menu.rot = false;
+        }
+        let mut config = Config::calm(replicas, seed);
+        config.mutations = swarm.mutations;
+        config.trace = swarm.trace;
+        let micros = |prng: &mut Prng, low: u64, high: u64| Duration::from_micros(prng.between(low, high));
+        config.network = NetworkConfig {
+            delay_min: micros(&mut prng, 5, 300),
+            delay_mean: micros(&mut prng, 5, 1_000),
+            ..NetworkConfig::GOOD
+        };
+        config.disk = DiskConfig {
+            write_min: micros(&mut prng, 5, 100),
+            flush_min: micros(&mut prng, 50, 3_000),
+            jitter_mean: micros(&mut prng, 5, 2_000),
+            ..DiskConfig::GOOD
+        };
+        config.pace = Pace {
+            front: micros(&mut prng, 1, 20),
+            back: micros(&mut prng, 1, if prng.chance(1, 4) { 2_000 } else { 50 }),
+            late_mean: micros(&mut prng, 1, 300),
+            back_queue_max: prng.between(1, 64) as usize,
+        };
+        config.reset_after = prng.chance(2, 3).then(|| Duration::from_millis(1));
+        config.clients = ClientConfig {
+            clients: prng.between(1, 12) as u32,
+            calls: 0,
+            query: prng.below(400_000) as u32,
+            query_local: 150_000,
+            key: if prng.chance(1, 2) { prng.below(600_000) as u32 } else { 0 },
+            duplicate: 0,
+            crash: 0,
+            give_up: 0,
+            think_mean: micros(&mut prng, 100, 40_000),
+            patience: Duration::from_millis(prng.between(100, 1_500)),
+        };
+        config.clients.calls = prng.between(220, 420) as u32 / config.clients.clients + 1;
+        if menu.wires {
+            config.network.loss = prng.below(80_000) as u32;
+            config.network.duplicate = prng.below(60_000) as u32;
+            config.network.replay = prng.below(20_000) as u32;
+            if prng.chance(1, 3) {
+                config.network.delay_mean = micros(&mut prng, 1_000, 20_000);
+            }
+        }
+        if menu.clock {
+            config.drift_ppm_max = 200;
+            config.skew_max = Duration::from_millis(prng.below(3_000));
+        }
+        if menu.clients {
+            config.clients.duplicate = prng.below(150_000) as u32;
+            config.clients.crash = prng.below(20_000) as u32;
+            config.clients.give_up = prng.below(500_000) as u32;
+        }
+        if menu.sinks {
+            let share = |prng: &mut Prng| if prng.chance(1, 2) { prng.below(200_000) as u32 } else { 0 };
+            config.sinks = SinkBehaviour {
+                refuse: share(&mut prng),
+                error_before: share(&mut prng),
+                error_after: share(&mut prng),
+                silent: share(&mut prng) / 4,
+                act_silent: share(&mut prng) / 2,
+                late: share(&mut prng) / 2,
+                permanent: share(&mut prng) / 4,
+                late_max: Duration::from_millis(800),
+                ..SinkBehaviour::GOOD
+            };
+        }
+        let victim = ReplicaId::new(prng.below(replicas as u64) as u8);
+        let fault_mean = Duration::from_millis(prng.between(40, 2_000));
+        Run { config, menu, prng, fault_mean, victim, faults: 0 }
+    }
+
+    /// Under faults, until the clients are done or time is up.
+    fn safety(&mut self, world: &mut World) -> Result<(), Violation> {
+        let end = Instant::ZERO + SAFETY_MAX;
+        while world.now() < end && !world.clients_done() {
+            let pause = crate::network::exponential(&mut self.prng, self.fault_mean);
+            run(world, pause)?;
+            if self.menu.disrupts() {
+                self.disrupt(world);
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything heals; everything must come to an end.
+    fn liveness(&mut self, world: &mut World) -> Result<(), Violation> {
+        self.heal(world);
+        let end = world.now() + LIVENESS_MAX;
+        loop {
+            run(world, Duration::from_millis(100))?;
+            match world.is_quiet() {
+                Ok(()) => return Ok(()),
+                Err(why) if end <= world.now() => {
+                    let what = format!("{LIVENESS_MAX:?} after the healing {why}");
+                    return Err(Violation::new(Checker::Liveness, what));
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// When all is quiet it stays so, and everything fits together.
+    fn quiet(&mut self, world: &mut World) -> Result<(), Violation> {
+        let head = world.commits().head();
+        run(world, QUIET)?;
+        if world.commits().head() != head {
+            let what = format!("an idle cluster went on from op {head} to {}", world.commits().head());
+            return Err(Violation::new(Checker::Bounds, what));
+        }
+        world.check_quiet()
+    }
+
+    fn heal(&mut self, world: &mut World) {
+        world.set_network(NetworkConfig { loss: 0, duplicate: 0, replay: 0, ..self.config.network });
+        world.set_disks(DiskConfig { stall_chance: 0, error_chance: 0, ..self.config.disk });
+        world.set_sinks(SinkBehaviour { permanent: self.config.sinks.permanent, ..SinkBehaviour::GOOD });
+        world.set_clients(ClientConfig { crash: 0, ..self.config.clients });
+        world.inflict(Fault::MendAll);
+        for replica in world.replicas() {
+            world.inflict(Fault::Clock(replica, 0));
+            world.inflict(Fault::Resume(replica));
+            world.inflict(Fault::Start(replica));
+        }
+    }
+
+    /// One misfortune, and when it ends.
+    fn disrupt(&mut self, world: &mut World) {
+        let replicas = world.replicas();
+        let any = |prng: &mut Prng| replicas[prng.below(replicas.len() as u64) as usize];
+        // The primary is where it hurts.
+        let aimed = |prng: &mut Prng| match world.primary() {
+            Some(primary) if prng.chance(1, 2) => primary,
+            Some(_) | None => any(prng),
+        };
+        let target = aimed(&mut self.prng);
+        let other = any(&mut self.prng);
+        let kind = self.prng.below(u64::from(Menu::KINDS));
+        let menu = self.menu;
+        let short = Duration::from_millis(self.prng.between(1, 300));
+        let long = Duration::from_millis(self.prng.between(100, 4_000));
+        let length = if self.prng.chance(2, 3) { short } else { long };
+        self.faults += 1;
+        match kind {
+            0 if menu.kill => {
+                world.inflict(Fault::Kill(target));
+                world.inflict_after(length, Fault::Start(target));
+            }
+            1 if menu.power => {
+                if self.prng.chance(1, 3) {
+                    for replica in &replicas {
+                        world.inflict(Fault::PowerOff(*replica));
+                        let boot = Duration::from_millis(self.prng.between(1, 300));
+                        world.inflict_after(boot, Fault::Start(*replica));
+                    }
+                } else {
+                    world.inflict(Fault::PowerOff(target));
+                    world.inflict_after(length, Fault::Start(target));
+                }
+            }
+            2 if menu.pause => {
+                world.inflict(Fault::Pause(target));
+                world.inflict_after(length, Fault::Resume(target));
+            }
+            3 if menu.partition => self.partition(world, target, other, length),
+            5 if menu.stall => {
+                world.inflict(Fault::DiskStall(target, length));
+                world.inflict_after(long, Fault::DiskStall(target, Duration::ZERO));
+            }
+            6 if menu.disk_error => world.inflict(Fault::DiskError(target)),
+            7 if menu.rot => {
+                world.inflict(Fault::Kill(self.victim));
+                for _ in 0..self.prng.between(1, 3) {
+                    world.inflict(Fault::Rot(self.victim, self.prng.next_u64()));
+                }
+                world.inflict_after(short, Fault::Start(self.victim));
+            }
+            8 if menu.clock => {
+                let hour = 3_600_000_000_000_i64;
+                let skew = self.prng.between(0, 2 * hour.unsigned_abs()) as i64 - hour;
+                let skew = if self.prng.chance(1, 2) { skew / 3_600 } else { skew };
+                world.inflict(Fault::Clock(target, skew));
+                world.inflict_after(long, Fault::Clock(target, 0));
+            }
+            11 if menu.step_down => world.inflict(Fault::StepDown(target)),
+            _ => self.faults -= 1,
+        }
+    }
+
+    fn partition(&mut self, world: &mut World, target: ReplicaId, other: ReplicaId, length: Duration) {
+        let replicas = world.replicas();
+        match self.prng.below(4) {
+            // One alone.
+            0 => {
+                for peer in replicas.iter().filter(|peer| **peer != target) {
+                    world.inflict(Fault::Cut(target, *peer));
+                    world.inflict(Fault::Cut(*peer, target));
+                }
+            }
+            // One way: it hears, or is heard, no more.
+            1 => {
+                let hears = self.prng.chance(1, 2);
+                for peer in replicas.iter().filter(|peer| **peer != target) {
+                    let (from, to) = if hears { (target, *peer) } else { (*peer, target) };
+                    world.inflict(Fault::Cut(from, to));
+                }
+            }
+            // Only two do not see one another.
+            2 if target != other => {
+                world.inflict(Fault::Cut(target, other));
+                world.inflict(Fault::Cut(other, target));
+            }
+            // Two camps.
+            _ => {
+                let camps = self.prng.next_u64();
+                for from in &replicas {
+                    for to in &replicas {
+                        if camps >> from.value() & 1 != camps >> to.value() & 1 {
+                            world.inflict(Fault::Cut(*from, *to));
+                        }
+                    }
+                }
+            }
+        }
+        world.inflict_after(length, Fault::MendAll);
+    }
+}
+
+fn run(world: &mut World, duration: Duration) -> Result<(), Violation> {
+    world.run_for(duration);
+    world.violation().cloned().map_or(Ok(()), Err)
+}

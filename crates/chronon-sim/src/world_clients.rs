@@ -1,0 +1,322 @@
+//! How clients call, wait, retry and give up.
+
+use std::collections::BTreeSet;
+
+use chronon_kernel::{
+    Answer, Consistency, NotExecuted, Origin, Refusal, Request, RequestNumber, RequestResult,
+};
+use chronon_node::{FrontInput, Token};
+use chronon_vsr::{Duration, Op, Prng, ReplicaId};
+
+use crate::client::Call;
+use crate::network::exponential;
+use crate::trace::{Who, salt_of};
+use crate::world::{Event, index, unnamed};
+use crate::{CallId, CallKind, Checker, Violation, World};
+
+/// The longest pause before a call is sent again.
+const RETRY_MAX: Duration = Duration::from_millis(100);
+
+impl World {
+    /// A client looks what there is to do.
+    pub(crate) fn client_wake(&mut self, number: u32) {
+        let client = &mut self.clients[number as usize];
+        if client.call.is_some() || (number != 0 && !self.set_up) {
+            return;
+        }
+        if client.is_done() {
+            if number == 0 && !self.set_up {
+                self.set_up = true;
+                for client in 1..self.clients.len() as u32 {
+                    self.client_thinks(client);
+                }
+            }
+            return;
+        }
+        if client.session.is_none() {
+            let nonce = client.nonce();
+            return self.client_call(number, CallKind::Register, Request::Register { nonce }.encode());
+        }
+        if let Some(kind) = client.script.pop_front() {
+            let kind = self.name(number, kind);
+            let bytes = encode(&kind);
+            return self.client_call(number, kind, bytes);
+        }
+        client.calls_left -= 1;
+        let kind = self.draw_call(number);
+        let bytes = encode(&kind);
+        self.client_call(number, kind, bytes);
+    }
+
+    /// A client pauses before its next call.
+    fn client_thinks(&mut self, number: u32) {
+        let mean = self.config().clients.think_mean;
+        let think = exponential(&mut self.prng, mean);
+        let life = self.clients[number as usize].life;
+        self.schedule(think, Event::ClientWake { client: number, life });
+    }
+
+    fn draw_call(&mut self, number: u32) -> CallKind {
+        let config = self.config().clients;
+        if chance(&mut self.prng, config.query) {
+            let query = self.workload.query(&mut self.prng);
+            let consistency = if chance(&mut self.prng, config.query_local) {
+                Consistency::Local
+            } else if self.prng.chance(1, 8) {
+                Consistency::AtLeast(self.history.floor().value())
+            } else {
+                Consistency::Linearizable
+            };
+            return CallKind::Query { consistency, query };
+        }
+        let body = self.workload.command(&mut self.prng);
+        let client = &mut self.clients[number as usize];
+        if chance(&mut self.prng, config.key) {
+            let key = format!("c{number}-{}", client.next_key);
+            client.next_key += 1;
+            return CallKind::Command { origin: Origin::Key { principal: "sim".to_owned(), key }, body };
+        }
+        self.name(number, CallKind::Command { origin: unnamed(), body })
+    }
+
+    /// Gives a command without a name the session's next number.
+    fn name(&mut self, number: u32, kind: CallKind) -> CallKind {
+        let client = &mut self.clients[number as usize];
+        match (kind, client.session) {
+            (CallKind::Command { origin, body }, Some(session)) if origin == unnamed() => {
+                let origin = Origin::Session { session, number: RequestNumber(client.next_number) };
+                client.next_number += 1;
+                CallKind::Command { origin, body }
+            }
+            (kind, _) => kind,
+        }
+    }
+
+    fn client_call(&mut self, number: u32, kind: CallKind, bytes: Vec<u8>) {
+        let id = CallId(self.calls);
+        self.calls += 1;
+        self.note(Who::Client(number), salt_of(&bytes), || format!("calls {id:?} {kind:?}"));
+        let call = Call {
+            id,
+            kind,
+            bytes,
+            invoked: self.now(),
+            floor: self.history.floor(),
+            unknown: false,
+            tokens: BTreeSet::new(),
+            attempts: 0,
+        };
+        self.clients[number as usize].call = Some(call);
+        self.client_send(number);
+        let config = self.config().clients;
+        if number != 0 && chance(&mut self.prng, config.crash) {
+            self.clients[number as usize].crash();
+            self.client_thinks(number);
+        }
+    }
+
+    /// Sends the call under way, to one replica or to two.
+    pub(crate) fn client_send(&mut self, number: u32) {
+        let config = self.config().clients;
+        let replicas = self.machines.len() as u64;
+        let mut targets = vec![self.clients[number as usize].target];
+        if chance(&mut self.prng, config.duplicate) {
+            targets.push(ReplicaId::new(self.prng.below(replicas) as u8));
+        }
+        for target in targets {
+            let token = Token(self.tokens);
+            self.tokens += 1;
+            let Some(call) = &mut self.clients[number as usize].call else { return };
+            call.tokens.insert(token);
+            call.attempts += 1;
+            let call = call.id;
+            let delay = self.network.delay();
+            if !self.client_message_lost() {
+                let at = index(target);
+                self.schedule(delay, Event::ClientArrive { client: number, call, token, at });
+            }
+            self.schedule(config.patience, Event::ClientTimeout { client: number, call, token });
+        }
+    }
+
+    /// Clients' messages travel over the same kind of wires as the replicas'.
+    pub(crate) fn client_message_lost(&mut self) -> bool {
+        let loss = self.config().network.loss;
+        chance(&mut self.prng, loss)
+    }
+
+    pub(crate) fn client_arrive(&mut self, number: u32, id: CallId, token: Token, at: usize) {
+        if self.machines[at].process.is_none() {
+            // Connection refused: nothing left.
+            let delay = self.network.delay();
+            let answer = Answer::NotExecuted(NotExecuted::NoPrimary { primary: None });
+            return self.schedule(delay, Event::ClientAnswer { client: number, call: id, token, answer });
+        }
+        if self.deferred(at, || Event::ClientArrive { client: number, call: id, token, at }) {
+            return;
+        }
+        let patience = self.config().clients.patience;
+        let Some(call) = &self.clients[number as usize].call else { return };
+        if call.id != id {
+            return;
+        }
+        let deadline = self.machines[at].clock.now(self.now()).monotonic + patience;
+        let input = match &call.kind {
+            CallKind::Register | CallKind::SinkSet(..) | CallKind::Command { .. } => FrontInput::Submit {
+                token,
+                request: call.bytes.clone(),
+                deadline,
+                repeat: call.unknown || 1 < call.attempts,
+            },
+            CallKind::Query { consistency, query } => {
+                FrontInput::Query { token, query: query.clone(), consistency: *consistency, deadline }
+            }
+        };
+        self.process(at).tokens.insert(token, (number, id));
+        self.give_front(at, input);
+    }
+
+    /// An attempt's time is over: nobody knows what became of it.
+    pub(crate) fn client_attempt_lost(&mut self, number: u32, id: CallId, token: Token) {
+        let Some(call) = self.call_of(number, id) else { return };
+        if call.tokens.remove(&token) {
+            call.unknown = true;
+            self.client_looks_elsewhere(number, None);
+            self.client_retries(number);
+        }
+    }
+
+    pub(crate) fn client_answer(&mut self, number: u32, id: CallId, token: Token, answer: Answer) {
+        self.note(Who::Client(number), token.0, || format!("hears of {id:?}: {answer:?}"));
+        let kind =
+            self.call_of(number, id).and_then(|call| call.tokens.remove(&token).then(|| call.kind.clone()));
+        if let Answer::Decided(result) = &answer {
+            let verdict = self.history.on_decided(&self.results, id, kind.as_ref(), result);
+            self.judge(verdict);
+        }
+        // An answer to a call that has ended, or to an attempt that was given up: nothing is waiting for it.
+        let Some(kind) = kind else { return };
+        match answer {
+            Answer::Decided(result) => self.client_decided(number, result),
+            Answer::Answered { op, .. } => self.client_completes(number, Op::new(op), answer),
+            Answer::Indeterminate => {
+                if let Some(call) = self.call_of(number, id) {
+                    call.unknown = true;
+                }
+                self.client_looks_elsewhere(number, None);
+                self.client_retries(number);
+            }
+            Answer::NotExecuted(NotExecuted::NoPrimary { primary }) => {
+                self.client_looks_elsewhere(number, primary);
+                self.client_not_executed(number);
+            }
+            Answer::NotExecuted(NotExecuted::Busy { .. } | NotExecuted::Expired) => {
+                self.client_not_executed(number);
+            }
+            Answer::NotExecuted(NotExecuted::Refused { .. } | NotExecuted::TooLarge { .. }) => {
+                let what = format!("call {id:?} is refused: {answer:?}: {kind:?}");
+                self.object(Violation::new(Checker::Machine, what));
+            }
+        }
+    }
+
+    fn client_decided(&mut self, number: u32, result: RequestResult) {
+        let floor = self.history.floor();
+        match &result {
+            RequestResult::Replied { at, .. } | RequestResult::Aborted { at, .. } => {
+                let op = Op::new(at.op);
+                self.client_completes(number, op, Answer::Decided(result));
+            }
+            RequestResult::Registered { session } => {
+                let client = &mut self.clients[number as usize];
+                client.session = Some(*session);
+                client.next_number = 1;
+                let op = Op::new(session.0.op);
+                self.client_completes(number, op, Answer::Decided(result));
+            }
+            RequestResult::SinkSet { .. } | RequestResult::Done => {
+                self.client_completes(number, floor, Answer::Decided(result));
+            }
+            RequestResult::Refused(Refusal::Busy(_)) => self.client_not_executed(number),
+            RequestResult::Refused(Refusal::SessionEvicted) => {
+                // What became of the call is unknown for ever; the client goes on under a new session.
+                let client = &mut self.clients[number as usize];
+                client.session = None;
+                client.call = None;
+                client.life += 1;
+                self.client_thinks(number);
+            }
+            RequestResult::Refused(refusal) => {
+                let what = format!("client {number} is refused what it may do: {refusal:?}");
+                self.object(Violation::new(Checker::Sessions, what));
+            }
+        }
+    }
+
+    fn client_completes(&mut self, number: u32, op: Op, answer: Answer) {
+        let Some(call) = self.clients[number as usize].call.take() else { return };
+        let verdict = self.history.on_completed(self.now(), &call, op, answer);
+        self.judge(verdict);
+        if call.kind == CallKind::Register || number == 0 {
+            self.client_wake(number);
+        } else {
+            self.client_thinks(number);
+        }
+    }
+
+    /// One attempt is known not to have been executed. If that holds for every attempt, a client may take it at its
+    /// word.
+    fn client_not_executed(&mut self, number: u32) {
+        let config = self.config().clients;
+        let Some(call) = &self.clients[number as usize].call else { return };
+        let never = !call.unknown && call.tokens.is_empty() && matches!(call.kind, CallKind::Command { .. });
+        if never && number != 0 && chance(&mut self.prng, config.give_up) {
+            let Some(call) = self.clients[number as usize].call.take() else { return };
+            self.history.on_never(&call);
+            return self.client_thinks(number);
+        }
+        self.client_retries(number);
+    }
+
+    fn client_retries(&mut self, number: u32) {
+        let Some(call) = &self.clients[number as usize].call else { return };
+        if !call.tokens.is_empty() {
+            return;
+        }
+        let (id, attempts) = (call.id, call.attempts);
+        let pause = (Duration::from_millis(2) * attempts).min(RETRY_MAX);
+        let pause = pause + exponential(&mut self.prng, Duration::from_millis(1));
+        self.schedule(pause, Event::ClientRetry { client: number, call: id });
+    }
+
+    fn client_looks_elsewhere(&mut self, number: u32, hint: Option<u8>) {
+        let replicas = self.machines.len() as u64;
+        let target = match hint {
+            Some(hint) if u64::from(hint) < replicas => ReplicaId::new(hint),
+            Some(_) | None => ReplicaId::new(self.prng.below(replicas) as u8),
+        };
+        self.clients[number as usize].target = target;
+    }
+
+    fn call_of(&mut self, number: u32, id: CallId) -> Option<&mut Call> {
+        self.clients[number as usize].call.as_mut().filter(|call| call.id == id)
+    }
+}
+
+fn encode(kind: &CallKind) -> Vec<u8> {
+    match kind {
+        CallKind::Register => Vec::new(),
+        CallKind::SinkSet(name, spec) => {
+            let (name, spec) = (name.clone(), Some((**spec).clone()));
+            Request::SinkSet { name, spec, expected_revision: None }.encode()
+        }
+        CallKind::Command { origin, body } => {
+            Request::Command { origin: origin.clone(), body: body.clone() }.encode()
+        }
+        CallKind::Query { query, .. } => query.clone(),
+    }
+}
+
+fn chance(prng: &mut Prng, parts: u32) -> bool {
+    parts != 0 && prng.chance(u64::from(parts), 1_000_000)
+}

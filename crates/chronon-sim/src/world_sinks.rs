@@ -1,0 +1,99 @@
+//! How attempts leave a replica, what becomes of them outside, and how their ends come back.
+
+use std::sync::Arc;
+
+use chronon_kernel::{Attempt, AttemptEnd, Ended};
+use chronon_node::BackInput;
+
+use crate::World;
+use crate::sink::{Plan, Then, evidence};
+use crate::trace::{Who, salt_of};
+use crate::world::{Event, OutCall};
+
+impl World {
+    /// The executor takes an attempt up: it asks the gate right before the first byte leaves.
+    pub(crate) fn execute(&mut self, at: usize, attempt: Arc<Attempt>) {
+        let machine = &self.machines[at];
+        let (id, local) = (machine.id, machine.clock.now(self.now()).monotonic);
+        let process = machine.process.as_ref().expect("the caller saw that it is alive");
+        if !process.gate.passes(attempt.stamp, local) {
+            return self.give_back(at, ended(&attempt, AttemptEnd::Abandoned));
+        }
+        self.note(Who::Replica(id), salt_of(attempt.key.as_str().as_bytes()), || {
+            let Attempt { kind, number, effect, sink, stamp, .. } = &*attempt;
+            format!("starts {kind:?} {} of {effect} at {sink} under {stamp}", number.0)
+        });
+        let verdict = self.gate_watch.on_passed(self.now(), id, attempt.stamp);
+        self.judge(verdict);
+        let Some(sink) = self.sinks.get_mut(&attempt.sink) else {
+            let end = Ended::Definite { retry_after: None, evidence: evidence("no such host") };
+            return self.give_back(at, ended(&attempt, AttemptEnd::Ended(end)));
+        };
+        if sink.refuses() {
+            let end = Ended::Definite { retry_after: None, evidence: evidence("connection refused") };
+            return self.give_back(at, ended(&attempt, AttemptEnd::Ended(end)));
+        }
+        let verdict = self.effects.on_leave(self.now(), &attempt);
+        self.judge(verdict);
+        let call = self.out_calls_made;
+        self.out_calls_made += 1;
+        let timeout = attempt.timeout();
+        let life = self.machines[at].life;
+        self.out_calls.insert(call, OutCall { at, life, attempt: Arc::clone(&attempt) });
+        let delay = self.network.delay();
+        // What has left is on its way, whatever becomes of its sender.
+        self.schedule(delay, Event::SinkArrive { call, attempt });
+        self.schedule(timeout, Event::AttemptTimeout { call });
+    }
+
+    pub(crate) fn sink_arrive(&mut self, call: u64, attempt: Arc<Attempt>) {
+        let now = self.now();
+        let Some(sink) = self.sinks.get_mut(&attempt.sink) else { return };
+        let plan = sink.receive(now, &attempt, || self.workload.outcome(&attempt));
+        match plan {
+            Plan::Answer(after, ended) => self.schedule(after, Event::SinkAnswer { call, ended }),
+            Plan::Silence => {}
+            Plan::Act(after, then) => self.schedule(after, Event::SinkAct { call, attempt, then }),
+        }
+    }
+
+    pub(crate) fn sink_act(&mut self, call: u64, attempt: &Attempt, then: Then) {
+        let now = self.now();
+        let Some(sink) = self.sinks.get_mut(&attempt.sink) else { return };
+        let acted = sink.act(now, attempt);
+        if acted {
+            let verdict = self.effects.on_act(sink, attempt);
+            self.judge(verdict);
+        }
+        self.note(Who::Sink, salt_of(attempt.key.as_str().as_bytes()), || {
+            let did = if acted { "acts on" } else { "knows" };
+            format!("{} {did} {} (attempt {}), then {then:?}", attempt.sink, attempt.effect, attempt.number.0)
+        });
+        let outcome = self.workload.outcome(attempt);
+        let delay = self.network.delay();
+        let ended = match then {
+            Then::Answer => Ended::Delivered { outcome, evidence: evidence("200") },
+            Then::Error => Ended::Ambiguous { evidence: evidence("500") },
+            Then::Silence => return,
+        };
+        self.schedule(delay, Event::SinkAnswer { call, ended });
+    }
+
+    /// The executor knows how an attempt ended. Whatever comes later of it is ignored.
+    pub(crate) fn end_attempt(&mut self, call: u64, end: Ended) {
+        let Some(out_call) = self.out_calls.get(&call) else { return };
+        let (at, life) = (out_call.at, out_call.life);
+        let again = end.clone();
+        if self.alive(at, life) && self.deferred(at, || Event::SinkAnswer { call, ended: again }) {
+            return;
+        }
+        let Some(OutCall { attempt, .. }) = self.out_calls.remove(&call) else { return };
+        if self.alive(at, life) {
+            self.give_back(at, ended(&attempt, AttemptEnd::Ended(end)));
+        }
+    }
+}
+
+fn ended(attempt: &Attempt, end: AttemptEnd) -> BackInput {
+    BackInput::AttemptEnded { effect: attempt.effect, number: attempt.number, stamp: attempt.stamp, end }
+}
