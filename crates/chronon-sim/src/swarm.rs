@@ -322,9 +322,10 @@ impl Run {
             jitter_mean: micros(&mut prng, 5, 2_000),
             ..DiskConfig::GOOD
         };
+        let back_max = if prng.chance(1, 4) { 2_000 } else { 50 };
         config.pace = Pace {
             front: micros(&mut prng, 1, 20),
-            back: micros(&mut prng, 1, if prng.chance(1, 4) { 2_000 } else { 50 }),
+            back: micros(&mut prng, 1, back_max),
             late_mean: micros(&mut prng, 1, 300),
             back_queue_max: prng.between(1, 64) as usize,
         };
