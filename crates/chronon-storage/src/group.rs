@@ -99,9 +99,8 @@ impl Layout {
         let body_max = body_blocks.checked_mul(BLOCK_CONTENT as u64)?;
         let group_bodies_max = usize::try_from(body_max.max(GATHERED_MAX.min(ring.log / 16))).ok()?;
         let records = (1 + 2 * GROUP_ENTRIES_MAX) * RECORD;
-        let group_size_max = (records.checked_add(group_bodies_max)?).div_ceil(BLOCK_CONTENT) * BLOCK;
-        u16::try_from(group_size_max / BLOCK).ok()?;
-        let group_size_max = group_size_max as u64;
+        let group_blocks_max = records.checked_add(group_bodies_max)?.div_ceil(BLOCK_CONTENT);
+        let group_size_max = u64::from(u16::try_from(group_blocks_max).ok()?) * BLOCK as u64;
         // A quarter more for what is written twice; and room to move live entries out of the oldest groups
         // whatever the ring's size, see `Journal::short_of_room`.
         let quarter_more = ring.log.checked_add(ring.log / 4)?;

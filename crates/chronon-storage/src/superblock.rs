@@ -380,3 +380,208 @@ fn encode_op_ref(w: &mut Writer<'_>, entry: OpRef) {
 fn decode_op_ref(r: &mut Reader<'_>) -> Option<OpRef> {
     Some(OpRef { op: Op::new(r.u64()?), checksum: Checksum::from_bytes(r.array()?) })
 }
+
+#[cfg(test)]
+mod tests {
+    use chronon_vsr::{Prng, Release, Timestamp};
+
+    use super::*;
+    use crate::{MemoryDisk, UnflushedDisk, perform_step};
+
+    fn superblock(sequence: u64) -> Superblock {
+        let member = |replica: u8| Member {
+            replica: ReplicaId::new(replica),
+            disk: DiskId::new(7 + u128::from(replica)),
+        };
+        let membership = Membership {
+            epoch: Epoch::new(2),
+            voters: (0..3).map(member).collect(),
+            learners: vec![member(9)],
+        };
+        let cluster = ClusterId::new(0x0102_0304);
+        let root = membership.root(cluster, 5);
+        let mut state = VsrState::format(membership, root);
+        let stamp = Stamp { epoch: Epoch::new(2), view: View::new(4) };
+        state.stamp = stamp.next_view();
+        state.log_stamp = LogStamp::adopted(stamp);
+        let header = EntryHeader {
+            cluster,
+            born: stamp,
+            op: Op::new(1),
+            parent: root.checksum,
+            offset: 0,
+            timestamp: Timestamp::from_nanos(77),
+            commit: Op::ROOT,
+            release: Release::new(1),
+            body_size: 3,
+            body_checksum: Checksum::of(b"abc"),
+        };
+        state.faulty = vec![header.op_ref()];
+        state.suffix = vec![header];
+        state.uncertain_from = Some(Op::new(9));
+        state.peers = vec![PeerMemory {
+            replica: ReplicaId::new(1),
+            disk: DiskId::new(8),
+            incarnation: Incarnation::new(3),
+            stamp,
+            acked: Op::new(1),
+        }];
+        Superblock {
+            sequence,
+            parent: Checksum::from_bytes([9; 16]),
+            identity: Identity { cluster, lineage: 5, replica: ReplicaId::new(0), disk: DiskId::new(7) },
+            incarnation: Incarnation::new(6),
+            ring: Ring { log: 1, checkpoint_interval: 2, slack: 3, charge_max: 4 },
+            wal_size: 8192,
+            state,
+        }
+    }
+
+    fn write(disk: &mut dyn Disk, superblock: &Superblock) {
+        superblock.steps().0.iter().for_each(|step| perform_step(disk, step).unwrap());
+    }
+
+    fn chosen(disk: &mut dyn Disk) -> Superblock {
+        Superblock::choose(disk).unwrap().superblock
+    }
+
+    #[test]
+    fn the_bytes_of_a_superblock_never_change() {
+        let mut bytes = vec![0; COPIES * COPY_SIZE];
+        superblock(3).encode(&mut bytes);
+        assert_eq!(bytes[16..32], *b"CHRONSUP\x01\0\0\0\0\0\0\0");
+        assert_eq!(bytes[2 * COPY_SIZE + 16..2 * COPY_SIZE + 32], *b"CHRONSUP\x01\0\0\0\x02\0\0\0");
+        assert_eq!(Checksum::of(&bytes).to_string(), "b1bc314d");
+    }
+
+    #[test]
+    fn a_superblock_survives_the_round_trip() {
+        let mut disk = MemoryDisk::new();
+        write(&mut disk, &superblock(3));
+        assert_eq!(chosen(&mut disk), superblock(3));
+    }
+
+    #[test]
+    fn the_largest_state_fits_and_more_faulty_entries_become_uncertainty() {
+        let mut full = superblock(1);
+        let header = full.state.suffix[0].clone();
+        full.state.suffix = vec![header; SUFFIX_MAX];
+        let peer = full.state.peers[0];
+        full.state.peers = vec![peer; PEERS_MAX];
+        let member = full.state.membership.voters[0];
+        full.state.membership.voters = vec![member; VOTERS_MAX];
+        full.state.membership.learners = vec![member; MEMBERS_MAX - VOTERS_MAX];
+        let faulty = |op| OpRef { op: Op::new(op), checksum: Checksum::of(b"") };
+        full.state.faulty = (1..=FAULTY_MAX as u64 + 7).rev().map(faulty).collect();
+        full.state.uncertain_from = None;
+        full.state = within_bounds(full.state);
+        assert_eq!(full.state.uncertain_from, Some(Op::new(FAULTY_MAX as u64 + 1)));
+        let mut disk = MemoryDisk::new();
+        write(&mut disk, &full);
+        assert_eq!(chosen(&mut disk), full);
+    }
+
+    #[test]
+    fn damaged_copies_are_outvoted_as_long_as_two_agree() {
+        for damaged in 0..1_u32 << COPIES {
+            let mut disk = MemoryDisk::new();
+            write(&mut disk, &superblock(3));
+            for copy in (0..COPIES).filter(|copy| damaged & (1 << copy) != 0) {
+                disk.bytes_mut(File::Superblock)[copy * COPY_SIZE + 300] ^= 1;
+            }
+            let valid = COPIES - damaged.count_ones() as usize;
+            match Superblock::choose(&mut disk) {
+                Ok(chosen) => assert!(COPIES_TO_OPEN <= valid && chosen.superblock == superblock(3)),
+                Err(error) => {
+                    assert!(valid < COPIES_TO_OPEN);
+                    assert_eq!(error, NotChosen::Unreadable { copies_valid: valid as u8 });
+                }
+            }
+        }
+    }
+
+    /// 18: every byte of a copy is covered.
+    #[test]
+    fn no_flipped_byte_goes_unseen() {
+        let mut bytes = vec![0; COPIES * COPY_SIZE];
+        superblock(3).encode(&mut bytes);
+        let used = HEAD_SIZE + STATE_SIZE_MAX;
+        for byte in (0..1000).chain((1000..used).step_by(97)).chain([COPY_SIZE - 1]) {
+            let mut copy = bytes[..COPY_SIZE].to_vec();
+            copy[byte] ^= 0x20;
+            assert!(matches!(decode_copy(&copy, 0), Copy::Damaged), "byte {byte}");
+        }
+        // A copy in the wrong place was misdirected.
+        assert!(matches!(decode_copy(&bytes[..COPY_SIZE], 1), Copy::Damaged));
+    }
+
+    #[test]
+    fn good_copies_of_another_format_are_named_as_such() {
+        let mut disk = MemoryDisk::new();
+        write(&mut disk, &superblock(3));
+        for copy in disk.bytes_mut(File::Superblock).chunks_exact_mut(COPY_SIZE) {
+            copy[24..28].copy_from_slice(&9_u32.to_le_bytes());
+            let checksum = Checksum::of(&copy[16..]);
+            copy[..16].copy_from_slice(&checksum.to_bytes());
+        }
+        assert_eq!(Superblock::choose(&mut disk).unwrap_err(), NotChosen::FormatVersion { found: 9 });
+    }
+
+    /// Power cuts after every step, with any sectors lost: what was durable, or what was being written, is chosen.
+    #[test]
+    fn a_torn_write_leaves_the_old_superblock_or_the_new_one() {
+        for seed in 0..200 {
+            let mut prng = Prng::new(seed);
+            let mut disk = MemoryDisk::new();
+            let mut durable = 1;
+            write(&mut disk, &superblock(1));
+            for sequence in 2..6 {
+                let mut unflushed = UnflushedDisk::new(disk);
+                let (steps, _) = superblock(sequence).steps();
+                let done = prng.below(steps.len() as u64 + 1) as usize;
+                steps[..done].iter().for_each(|step| perform_step(&mut unflushed, step).unwrap());
+                disk = unflushed.power_cut(|_, _| prng.chance(1, 2)).unwrap();
+                let found = chosen(&mut disk);
+                assert!(durable <= found.sequence && found.sequence <= sequence, "seed {seed}");
+                assert!(done < steps.len() || found.sequence == sequence, "seed {seed}");
+                assert_eq!(found, superblock(found.sequence));
+                // Opening writes it anew, above everything readable, before anything else is done.
+                let sequence_max = Superblock::choose(&mut disk).unwrap().sequence_max;
+                assert!(found.sequence <= sequence_max);
+                write(&mut disk, &superblock(sequence));
+                durable = sequence;
+            }
+        }
+    }
+
+    #[test]
+    fn reading_back_fewer_than_three_good_copies_fails_the_job() {
+        let mut disk = MemoryDisk::new();
+        write(&mut disk, &superblock(1));
+        let (steps, _) = superblock(1).steps();
+        let read_back = steps.last().unwrap();
+        perform_step(&mut disk, read_back).unwrap();
+        disk.bytes_mut(File::Superblock)[0] ^= 1;
+        perform_step(&mut disk, read_back).unwrap();
+        disk.bytes_mut(File::Superblock)[COPY_SIZE] ^= 1;
+        assert!(perform_step(&mut disk, read_back).is_err());
+    }
+
+    #[test]
+    fn no_bytes_make_the_decoder_panic() {
+        let mut bytes = vec![0; COPIES * COPY_SIZE];
+        superblock(3).encode(&mut bytes);
+        let mut prng = Prng::new(4);
+        for _ in 0..3000 {
+            let mut shared = bytes[SHARED_START..COPY_SIZE].to_vec();
+            for _ in 0..=prng.below(4) {
+                let place = prng.below(600) as usize;
+                shared[place] = prng.next_u64() as u8;
+            }
+            shared.truncate(prng.below(shared.len() as u64 + 1) as usize);
+            if let Some(decoded) = Superblock::decode_shared(&shared) {
+                decoded.encode(&mut vec![0; COPIES * COPY_SIZE]);
+            }
+        }
+    }
+}

@@ -1,4 +1,5 @@
 //! What goes into the journal comes out of it again.
+#![allow(clippy::unwrap_used, reason = "a test that unwraps nothing fails")]
 
 mod support;
 

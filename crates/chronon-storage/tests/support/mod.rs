@@ -73,9 +73,11 @@ impl Chain {
     /// An entry whose body has this many bytes, all different from place to place.
     pub fn next(&mut self, size: usize) -> Entry {
         let op = self.head.op.next();
-        let body: Arc<[u8]> = (0..size)
-            .map(|index| (index as u64 * 31 + op.value() * 7 + self.born.view.value()) as u8 | 1)
-            .collect();
+        let salt = op.value() * 7 + self.born.view.value();
+        let byte = |index: usize| {
+            (((index as u64 + 1) * (salt | 1)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8 | 1
+        };
+        let body: Arc<[u8]> = (0..size).map(byte).collect();
         let header = EntryHeader {
             cluster: CLUSTER,
             born: self.born,
