@@ -51,3 +51,30 @@ impl fmt::Display for Checksum {
         write!(f, "{a:02x}{b:02x}{c:02x}{d:02x}")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::ToString;
+
+    use super::*;
+
+    #[test]
+    fn a_checksum_is_the_first_half_of_blake3() {
+        // The first bytes of BLAKE3's published hash of nothing: af1349b9 f5f9a1a6 a0404dea 36dcc949.
+        let empty = Checksum::of(&[]);
+        let hash = 0xaf13_49b9_f5f9_a1a6_a040_4dea_36dc_c949_u128;
+        assert_eq!(empty.to_bytes(), hash.to_be_bytes());
+        assert_eq!(Checksum::from_bytes(empty.to_bytes()), empty);
+        assert_eq!(empty.to_string(), "af1349b9");
+    }
+
+    #[test]
+    fn pieces_are_kept_apart() {
+        let of = Checksum::of_pieces;
+        assert_eq!(of(&[b"ab", b"c"]), of(&[b"ab", b"c"]));
+        assert_ne!(of(&[b"ab", b"c"]), of(&[b"a", b"bc"]));
+        assert_ne!(of(&[b"ab", b"c"]), of(&[b"abc"]));
+        assert_ne!(of(&[b"ab", b""]), of(&[b"ab"]));
+        assert_ne!(of(&[b"ab"]), Checksum::of(b"ab"));
+    }
+}

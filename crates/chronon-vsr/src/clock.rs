@@ -120,3 +120,161 @@ enum Edge {
     Opens,
     Closes,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+    const MILLI: u64 = 1_000_000;
+    /// True time when the monotonic clock stands at 0.
+    const EPOCH: u64 = 1_700_000_000 * SECOND;
+
+    /// Our clocks `at` nanoseconds after the start, the wall clock off by so much.
+    fn now(at: u64, off: i64) -> Now {
+        Now {
+            monotonic: Instant::from_nanos(at),
+            wall: Timestamp::from_nanos((EPOCH + at).saturating_add_signed(off)),
+        }
+    }
+
+    /// A peer whose clock is off by so much answers a Ping of `at`, half of the round trip each way.
+    fn pong(clock: &mut Clock, peer: u8, at: u64, round_trip: u64, off: i64) {
+        let wall = Timestamp::from_nanos((EPOCH + at + round_trip / 2).saturating_add_signed(off));
+        let received = now(at + round_trip, 0);
+        clock.sample(ReplicaId::new(peer), Instant::from_nanos(at), received, wall);
+    }
+
+    /// By how much the agreed bounds differ from true time, in milliseconds.
+    fn agreed(clock: &Clock, at: u64, off: i64, quorum: usize) -> Option<(i64, i64)> {
+        let (low, high) = clock.agreed(now(at, off), quorum)?;
+        assert!(low <= high);
+        let from_true = |time: Timestamp| (time.nanos() as i64 - (EPOCH + at) as i64) / MILLI as i64;
+        Some((from_true(low), from_true(high)))
+    }
+
+    #[test]
+    fn one_clock_alone_agrees_with_itself_and_with_no_quorum_of_more() {
+        let clock = Clock::new();
+        assert_eq!(agreed(&clock, 5, 0, 1), Some((-500, 500)));
+        assert_eq!(agreed(&clock, 5, 0, 2), None);
+    }
+
+    #[test]
+    fn clocks_that_are_right_agree_on_true_time() {
+        let mut clock = Clock::new();
+        pong(&mut clock, 1, 0, 2 * MILLI, 3 * MILLI as i64);
+        pong(&mut clock, 2, 0, 2 * MILLI, -3 * MILLI as i64);
+        let (low, high) = agreed(&clock, SECOND, 0, 3).unwrap();
+        assert!(low < 0 && 0 < high);
+        assert_eq!((low, high), (-498, 498));
+    }
+
+    #[test]
+    fn one_bad_clock_of_three_neither_blocks_nor_poisons() {
+        let hour = 3600 * SECOND as i64;
+        for off in [hour, -hour, 2 * SECOND as i64, -2 * SECOND as i64, i64::MIN, i64::MAX] {
+            // A peer's.
+            let mut clock = Clock::new();
+            pong(&mut clock, 1, 0, MILLI, 0);
+            pong(&mut clock, 2, 0, MILLI, off);
+            assert_eq!(agreed(&clock, SECOND, 0, 2), Some((-500, 500)), "a peer off by {off} ns");
+            // Ours: what we clamp into is what the others say.
+            let mut clock = Clock::new();
+            pong(&mut clock, 1, 0, MILLI, 0);
+            pong(&mut clock, 2, 0, MILLI, 0);
+            assert_eq!(agreed(&clock, SECOND, off, 2), Some((-500, 500)), "ours off by {off} ns");
+        }
+    }
+
+    #[test]
+    fn without_a_quorum_that_agrees_there_is_no_time() {
+        let mut clock = Clock::new();
+        pong(&mut clock, 1, 0, MILLI, 10 * SECOND as i64);
+        pong(&mut clock, 2, 0, MILLI, -10 * SECOND as i64);
+        assert_eq!(agreed(&clock, SECOND, 0, 2), None);
+    }
+
+    #[test]
+    fn clocks_agree_up_to_a_second_apart() {
+        for (apart, agree) in [(990, true), (1010, false)] {
+            let mut clock = Clock::new();
+            pong(&mut clock, 1, 0, MILLI, apart * MILLI as i64);
+            assert_eq!(agreed(&clock, SECOND, 0, 2).is_some(), agree, "{apart} ms apart");
+        }
+    }
+
+    #[test]
+    fn a_sample_counts_for_twenty_seconds() {
+        let mut clock = Clock::new();
+        pong(&mut clock, 1, 0, MILLI, 0);
+        assert!(agreed(&clock, MILLI + 20 * SECOND, 0, 2).is_some());
+        assert!(agreed(&clock, MILLI + 20 * SECOND + 1, 0, 2).is_none());
+    }
+
+    #[test]
+    fn steady_pongs_keep_a_sample_in_the_window_though_the_first_was_the_best() {
+        let mut clock = Clock::new();
+        pong(&mut clock, 1, 0, MILLI, 0);
+        for half_second in 1..120 {
+            pong(&mut clock, 1, half_second * SECOND / 2, 2 * MILLI, 0);
+            assert!(agreed(&clock, half_second * SECOND / 2 + 3 * MILLI, 0, 2).is_some());
+        }
+    }
+
+    #[test]
+    fn the_quickest_round_trip_is_believed() {
+        let mut clock = Clock::new();
+        pong(&mut clock, 1, 0, MILLI, 0);
+        let bounds = agreed(&clock, SECOND, 0, 2);
+        // Slow on one way only: looks like a clock that is off by half a second.
+        pong(&mut clock, 1, 0, SECOND, 400 * MILLI as i64);
+        assert_eq!(agreed(&clock, SECOND, 0, 2), bounds);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_is_believed_at_once() {
+        let mut clock = Clock::new();
+        pong(&mut clock, 1, 0, MILLI, 10 * SECOND as i64);
+        assert_eq!(agreed(&clock, SECOND, 0, 2), None);
+        pong(&mut clock, 1, SECOND, 3 * MILLI, 0);
+        assert!(agreed(&clock, 2 * SECOND, 0, 2).is_some());
+    }
+
+    #[test]
+    fn what_answers_no_ping_of_ours_is_no_sample() {
+        let mut clock = Clock::new();
+        // From the future, and from an age ago.
+        clock.sample(ReplicaId::new(1), Instant::from_nanos(9), now(8, 0), Timestamp::from_nanos(EPOCH));
+        clock.sample(ReplicaId::new(1), Instant::ZERO, now(21 * SECOND, 0), Timestamp::from_nanos(EPOCH));
+        assert_eq!(clock, Clock::new());
+    }
+
+    #[test]
+    fn samples_are_bounded_however_many_peers_answer() {
+        let mut clock = Clock::new();
+        for peer in 0..=u8::MAX {
+            pong(&mut clock, peer, 0, MILLI, 0);
+        }
+        assert_eq!(clock.samples.len(), VOTERS_MAX);
+        // The known ones still renew theirs, and those that fell silent make room.
+        pong(&mut clock, 0, 15 * SECOND, MILLI, 0);
+        pong(&mut clock, 200, 25 * SECOND, MILLI, 0);
+        assert_eq!(clock.samples.keys().map(|peer| peer.value()).collect::<Vec<_>>(), [0, 200]);
+    }
+
+    #[test]
+    fn a_wall_clock_at_either_end_of_time_does_no_harm() {
+        let mut clock = Clock::new();
+        let peer = |clock: &mut Clock, peer, wall| {
+            clock.sample(ReplicaId::new(peer), Instant::ZERO, now(MILLI, 0), wall);
+        };
+        peer(&mut clock, 1, Timestamp::ZERO);
+        peer(&mut clock, 2, Timestamp::MAX);
+        peer(&mut clock, 3, Timestamp::MAX);
+        let now = Now { monotonic: Instant::from_nanos(SECOND), wall: Timestamp::ZERO };
+        let (_, high) = clock.agreed(now, 2).unwrap();
+        assert!(high == Timestamp::MAX || high.nanos() < 2 * SECOND);
+        assert_eq!(clock.agreed(now, 3), None);
+    }
+}

@@ -157,3 +157,97 @@ impl Entry {
         &self.0.body
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::format;
+    use alloc::string::String;
+
+    use super::*;
+    use crate::{Epoch, Prng, View};
+
+    fn header() -> EntryHeader {
+        EntryHeader {
+            cluster: ClusterId::new(0x0f0e_0d0c_0b0a_0908_0706_0504_0302_0100),
+            born: Stamp { epoch: Epoch::new(0x1716_1514_1312_1110), view: View::new(0x1f1e_1d1c_1b1a_1918) },
+            op: Op::new(0x2726_2524_2322_2120),
+            parent: Checksum::from_bytes(core::array::from_fn(|at| 0x28 + at as u8)),
+            offset: 0x3f3e_3d3c_3b3a_3938,
+            timestamp: Timestamp::from_nanos(0x4746_4544_4342_4140),
+            commit: Op::new(0x4f4e_4d4c_4b4a_4948),
+            release: Release::new(0x5352_5150),
+            body_size: 4,
+            body_checksum: Checksum::of(b"body"),
+        }
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn a_header_has_the_bytes_that_it_always_had() {
+        let bytes = header().encode();
+        // Counting up from 0, so that each byte names its place: byte 16 + n of the header is n.
+        assert_eq!(bytes[16..100], core::array::from_fn::<u8, 84, _>(|at| at as u8));
+        assert_eq!(bytes[100..104], [4, 0, 0, 0]);
+        assert_eq!(bytes[104..120], Checksum::of(b"body").to_bytes());
+        assert_eq!(bytes[120..], [0; 72]);
+        assert_eq!(hex(&bytes[..16]), "dc17a46803399a79c6b48a6a56e93785");
+        assert_eq!(bytes[..16], Checksum::of(&bytes[16..120]).to_bytes());
+        assert_eq!(bytes[..16], header().checksum().to_bytes());
+        assert_eq!(header().op_ref(), OpRef { op: header().op, checksum: header().checksum() });
+    }
+
+    #[test]
+    fn headers_are_read_back() {
+        for seed in 0..1000 {
+            let mut prng = Prng::new(seed);
+            let header = EntryHeader {
+                cluster: ClusterId::new(u128::from(prng.next_u64()) << 64 | u128::from(prng.next_u64())),
+                born: Stamp { epoch: Epoch::new(prng.next_u64()), view: View::new(prng.next_u64()) },
+                op: Op::new(prng.next_u64()),
+                parent: Checksum::of(&prng.next_u64().to_le_bytes()),
+                offset: prng.next_u64(),
+                timestamp: Timestamp::from_nanos(prng.next_u64()),
+                commit: Op::new(prng.next_u64()),
+                release: Release::new(prng.next_u64() as u32),
+                body_size: prng.below(BODY_SIZE_MAX as u64 + 1) as u32,
+                body_checksum: Checksum::of(&prng.next_u64().to_le_bytes()),
+            };
+            assert_eq!(EntryHeader::decode(&header.encode()), Some(header), "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_of_a_header_is_refused() {
+        let good = header().encode();
+        for bit in 0..good.len() * 8 {
+            let mut bytes = good;
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(EntryHeader::decode(&bytes), None, "bit {bit}");
+        }
+        assert_eq!(EntryHeader::decode(&[0; ENTRY_HEADER_SIZE]), None);
+    }
+
+    #[test]
+    fn a_body_larger_than_any_is_refused_whatever_the_checksum_says() {
+        let largest = EntryHeader { body_size: BODY_SIZE_MAX as u32, ..header() };
+        assert_eq!(EntryHeader::decode(&largest.encode()), Some(largest.clone()));
+        let larger = EntryHeader { body_size: BODY_SIZE_MAX as u32 + 1, ..header() };
+        assert_eq!(EntryHeader::decode(&larger.encode()), None);
+    }
+
+    #[test]
+    fn an_entry_is_a_header_with_the_very_body_that_it_names() {
+        let entry = Entry::new(header(), Arc::from(*b"body")).unwrap();
+        assert_eq!((entry.header(), &**entry.body()), (&header(), &b"body"[..]));
+        assert_eq!(
+            (entry.op(), entry.checksum(), entry.op_ref()),
+            (header().op, header().checksum(), header().op_ref())
+        );
+        assert_eq!(Entry::new(header(), Arc::from(*b"BODY")), None);
+        assert_eq!(Entry::new(header(), Arc::from(*b"body.")), None);
+        assert_eq!(Entry::new(EntryHeader { body_size: 5, ..header() }, Arc::from(*b"body")), None);
+    }
+}

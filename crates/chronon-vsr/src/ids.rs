@@ -169,3 +169,48 @@ pub struct OpRef {
     /// The checksum of the entry at that place.
     pub checksum: crate::Checksum,
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::ToString;
+
+    use super::*;
+    use crate::Checksum;
+
+    #[test]
+    fn ops_step_and_do_not_wrap() {
+        assert_eq!(Op::ROOT.next(), Op::new(1));
+        assert_eq!((Op::ROOT.previous(), Op::new(1).previous()), (None, Some(Op::ROOT)));
+        assert_eq!(Op::new(u64::MAX - 1).next(), Op::new(u64::MAX));
+        assert_eq!(Op::new(u64::MAX).plus(1), Op::new(u64::MAX));
+        assert_eq!((Op::new(7).since(Op::new(3)), Op::new(3).since(Op::new(7))), (4, 0));
+    }
+
+    #[test]
+    #[should_panic(expected = "2^64 ops")]
+    fn the_last_op_has_no_next() {
+        let _ = Op::new(u64::MAX).next();
+    }
+
+    #[test]
+    fn stamps_compare_epoch_first() {
+        let stamp = |epoch, view| Stamp { epoch: Epoch::new(epoch), view: View::new(view) };
+        assert!(stamp(1, 9) < stamp(2, 0));
+        assert!(stamp(2, 0) < stamp(2, 1));
+        assert_eq!(stamp(2, 1).next_view(), stamp(2, 2));
+        assert_eq!(Stamp::first(Epoch::new(2).next()), stamp(3, 0));
+        assert!(LogStamp::adopted(stamp(1, 9)) < LogStamp::adopted(stamp(2, 0)));
+        assert_eq!(LogStamp::adopted(stamp(1, 9)).stamp(), stamp(1, 9));
+        assert_eq!(
+            (stamp(2, 1).to_string(), LogStamp::adopted(stamp(2, 1)).to_string()),
+            ("2.1".into(), "2.1".into())
+        );
+    }
+
+    #[test]
+    fn refs_compare_op_first() {
+        let named = |op, byte| OpRef { op: Op::new(op), checksum: Checksum::from_bytes([byte; 16]) };
+        assert!(named(1, 9) < named(2, 0));
+        assert_ne!(named(1, 9), named(1, 8));
+    }
+}

@@ -64,3 +64,71 @@ impl Membership {
         self.voters.iter().chain(&self.learners).map(|member| member.replica).filter(move |peer| *peer != me)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use super::*;
+    use crate::View;
+
+    const CLUSTER: ClusterId = ClusterId::new(7);
+    const LINEAGE: u128 = 8;
+
+    fn member(replica: u8) -> Member {
+        Member { replica: ReplicaId::new(replica), disk: DiskId::new(u128::from(replica) << 64 | 5) }
+    }
+
+    fn membership() -> Membership {
+        Membership {
+            epoch: Epoch::new(1),
+            voters: vec![member(4), member(0), member(2)],
+            learners: vec![member(9)],
+        }
+    }
+
+    #[test]
+    fn a_root_is_what_it_always_was() {
+        let root = membership().root(CLUSTER, LINEAGE);
+        assert_eq!(root.op, Op::ROOT);
+        assert_eq!(root.checksum.to_bytes(), 0x96de_d8da_bbe9_d5c1_1215_a66b_9c30_a42a_u128.to_be_bytes());
+    }
+
+    #[test]
+    fn a_root_binds_everything_that_init_drew() {
+        let root = membership().root(CLUSTER, LINEAGE);
+        assert_ne!(root, membership().root(ClusterId::new(9), LINEAGE));
+        assert_ne!(root, membership().root(CLUSTER, 9));
+        assert_ne!(root, Membership { epoch: Epoch::new(2), ..membership() }.root(CLUSTER, LINEAGE));
+        let mut swapped = membership();
+        swapped.voters.swap(0, 1);
+        assert_ne!(root, swapped.root(CLUSTER, LINEAGE));
+        let mut other_disk = membership();
+        other_disk.voters[2].disk = DiskId::new(1);
+        assert_ne!(root, other_disk.root(CLUSTER, LINEAGE));
+        let mut one_less = membership();
+        one_less.voters.pop();
+        assert_ne!(root, one_less.root(CLUSTER, LINEAGE));
+        // Learners come and go without a vote.
+        assert_eq!(root, Membership { learners: vec![], ..membership() }.root(CLUSTER, LINEAGE));
+    }
+
+    #[test]
+    fn voters_take_turns_in_their_order() {
+        let primary =
+            |view| membership().primary(Stamp { epoch: Epoch::new(1), view: View::new(view) }).value();
+        assert_eq!([0, 1, 2, 3, 4].map(primary), [4, 0, 2, 4, 0]);
+        assert_eq!(primary(u64::MAX), [4, 0, 2][(u64::MAX % 3) as usize]);
+    }
+
+    #[test]
+    fn members_are_voters_and_learners_and_peers_are_the_others() {
+        let membership = membership();
+        assert!(membership.is_voter(ReplicaId::new(2)));
+        assert!(!membership.is_voter(ReplicaId::new(9)));
+        assert_eq!(membership.member(ReplicaId::new(9)), Some(&member(9)));
+        assert_eq!(membership.member(ReplicaId::new(1)), None);
+        let peers: Vec<u8> = membership.peers(ReplicaId::new(0)).map(ReplicaId::value).collect();
+        assert_eq!(peers, [4, 2, 9]);
+    }
+}

@@ -55,3 +55,48 @@ impl Prng {
         Prng::new(self.next_u64())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_draws_what_it_always_drew() {
+        // The reference implementations' output: SplitMix64 fills the state, xoshiro256** draws.
+        let mut zero = Prng::new(0);
+        let drawn = [zero.next_u64(), zero.next_u64(), zero.next_u64()];
+        assert_eq!(drawn, [0x99ec_5f36_cb75_f2b4, 0xbf6e_1f78_4956_452a, 0x1a5f_849d_4933_e6e0]);
+        let mut one = Prng::new(1);
+        let later = (0..1000).map(|_| one.next_u64()).last();
+        assert_eq!(
+            (later, one.fork().next_u64(), one.below(1000), one.between(5, 9)),
+            (Some(0xb8517c33c344d153), 0xa0c19f412daa03ea, 879, 8)
+        );
+    }
+
+    #[test]
+    fn draws_stay_within_their_bounds_and_reach_them() {
+        let mut prng = Prng::new(7);
+        let mut seen = [false; 6];
+        for _ in 0..1000 {
+            seen[prng.below(6) as usize] = true;
+            assert!((3..=5).contains(&prng.between(3, 5)));
+            assert_eq!(prng.below(1), 0);
+            assert_eq!(prng.between(8, 8), 8);
+            assert!(prng.chance(1, 1));
+            assert!(!prng.chance(0, 1));
+        }
+        assert_eq!(seen, [true; 6]);
+        prng.between(0, u64::MAX);
+        prng.below(u64::MAX);
+    }
+
+    #[test]
+    fn a_fork_draws_on_its_own() {
+        let (mut one, mut other) = (Prng::new(3), Prng::new(3));
+        let mut forked = one.fork();
+        other.fork();
+        forked.next_u64();
+        assert_eq!(one.next_u64(), other.next_u64());
+    }
+}

@@ -41,3 +41,47 @@ impl Ring {
         None => panic!("512 MiB hold the pipeline"),
     };
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::PIPELINE_MAX;
+
+    #[test]
+    fn a_charge_is_whole_blocks_for_what_the_blocks_can_hold() {
+        // A block holds 3968 bytes: eight units of 496.
+        assert_eq!(charge(0), 3 * 4096);
+        assert_eq!(charge(3968 - 256), 3 * 4096);
+        assert_eq!(charge(3968 - 255), 4 * 4096);
+        assert_eq!(charge(2 * 3968 - 256), 4 * 4096);
+        assert_eq!(charge(u32::MAX), 4096 * ((256 + u64::from(u32::MAX)).div_ceil(3968) + 2));
+        for body in 0..20_000u32 {
+            assert!(u64::from(body) + 256 <= (charge(body) / 4096 - 2) * 3968);
+            assert!(charge(body) <= charge(body + 1));
+        }
+    }
+
+    #[test]
+    fn every_ring_holds_its_checkpoints_its_slack_and_its_pipeline() {
+        for body_size_max in [0, 100, 4096, 65_536, BODY_SIZE_MAX as u32] {
+            let charge_max = charge(body_size_max);
+            let smallest = charge_max * (PIPELINE_MAX + 2);
+            assert_eq!(Ring::new(0, body_size_max), None);
+            assert_eq!(Ring::new(smallest - 1, body_size_max), None);
+            for log in (smallest..smallest + 20).chain([smallest * 3, 1 << 40, u64::MAX]) {
+                let ring = Ring::new(log, body_size_max).unwrap();
+                let Ring { log: w, checkpoint_interval: c, slack: g, charge_max: b } = ring;
+                assert_eq!((w, b), (log, charge_max));
+                assert!(b <= c);
+                assert!(b <= g);
+                assert!(u128::from(c) + u128::from(g) + u128::from(b * PIPELINE_MAX) <= u128::from(w));
+            }
+        }
+    }
+
+    #[test]
+    fn the_default_ring_takes_the_largest_body() {
+        assert_eq!(Ring::DEFAULT.charge_max, charge(BODY_SIZE_MAX as u32));
+        assert_eq!(Ring::DEFAULT.log, 512 << 20);
+    }
+}

@@ -101,3 +101,29 @@ pub struct Now {
     /// For timestamps.
     pub wall: Timestamp,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_clocks_stop_at_their_ends_instead_of_wrapping() {
+        let year = Duration::from_secs(365 * 24 * 3600);
+        assert_eq!(Instant::NEVER + year, Instant::NEVER);
+        assert_eq!(Instant::ZERO - year, Instant::ZERO);
+        assert_eq!(Instant::ZERO + Duration::MAX, Instant::NEVER);
+        assert_eq!(Instant::NEVER - Duration::MAX, Instant::ZERO);
+        assert_eq!(Timestamp::MAX + year, Timestamp::MAX);
+        assert_eq!(Timestamp::MAX.successor(), Timestamp::MAX);
+        assert_eq!(Timestamp::ZERO + Duration::MAX, Timestamp::MAX);
+    }
+
+    #[test]
+    fn a_time_since_something_later_is_zero() {
+        let (early, late) = (Instant::from_nanos(5), Instant::from_nanos(8));
+        assert_eq!((late.since(early), early.since(late)), (Duration::from_nanos(3), Duration::ZERO));
+        let (early, late) = (Timestamp::from_nanos(5), Timestamp::from_nanos(8));
+        assert_eq!((late.since(early), early.since(late)), (Duration::from_nanos(3), Duration::ZERO));
+        assert_eq!(early.successor(), Timestamp::from_nanos(6));
+    }
+}
