@@ -187,6 +187,14 @@ mod tests {
     }
 
     #[test]
+    fn an_outage_is_no_rhythm() {
+        let mut detector = Detector::new(at(0), MIN);
+        let now = hear(&mut detector, 0, 60_000, 60_000);
+        let now = hear(&mut detector, now, now + 2000, 30);
+        assert_eq!(patience(&mut detector, now), 200);
+    }
+
+    #[test]
     fn a_replica_that_slept_does_not_accuse_the_primary() {
         let mut detector = Detector::new(at(0), MIN);
         let heard = hear(&mut detector, 0, 3000, 30);
