@@ -50,7 +50,8 @@ impl Admission {
             }
             Submission::SinkSet { name, spec, expected_revision } => {
                 if let Some(spec) = &spec {
-                    let check = self.executors.of_kind(&spec.kind).and_then(|kind| kind.check_config(&spec.config));
+                    let check =
+                        self.executors.of_kind(&spec.kind).and_then(|kind| kind.check_config(&spec.config));
                     check.map_err(|error| NotExecuted::Refused {
                         code: "sink_config".to_owned(),
                         message: format!("sink {name}: {error}"),
@@ -65,7 +66,8 @@ impl Admission {
 }
 
 fn check_key(principal: &str, key: &str) -> Result<(), NotExecuted> {
-    let refusal = |message: &str| NotExecuted::Refused { code: "key".to_owned(), message: message.to_owned() };
+    let refusal =
+        |message: &str| NotExecuted::Refused { code: "key".to_owned(), message: message.to_owned() };
     if key.is_empty() {
         return Err(refusal("an idempotency key has at least one byte"));
     }

@@ -5,8 +5,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use chronon_kernel::{
-    Answer, Busy, CLIENT_PROTOCOL_VERSION, ClientFrame, FRAME_HEADER_SIZE, FrameError, NotExecuted, ServerFrame,
-    frame_size,
+    Answer, Busy, CLIENT_PROTOCOL_VERSION, ClientFrame, FRAME_HEADER_SIZE, FrameError, NotExecuted,
+    ServerFrame, frame_size,
 };
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;

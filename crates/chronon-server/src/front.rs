@@ -6,14 +6,15 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use chronon_kernel::{Answer, Busy, Consistency, NotExecuted};
-use chronon_node::{Front, FrontInput, FrontOutput, FrontStatus, Gate, ToFront, Token};
+use chronon_kernel::{Answer, Busy, Consistency, Engine, NotExecuted};
+use chronon_node::{Front, FrontInput, FrontOutput, FrontStatus, Gate, ToBack, ToFront, Token};
 use chronon_vsr::{
-    ClusterId, Durable, Event, Instant, Message, Payload, ReplicaId, Role, Status, Write, WriteNumber,
+    ClusterId, Durable, Event, Instant, Message, Op, Payload, ReplicaId, Role, Status, Write, WriteNumber,
 };
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::sleep;
@@ -38,13 +39,17 @@ const SLEEP_MAX: Duration = Duration::from_secs(3_600);
 /// How much is taken from one channel before the outputs are carried out.
 const TURN_MAX: usize = 1_024;
 
+/// A look at the engine between two ops.
+pub(crate) type Look = Box<dyn FnOnce(&dyn Engine) + Send>;
+
 /// What other threads ask of Front.
-#[derive(Debug)]
 pub(crate) enum Ask {
     /// Order this.
     Submit { admitted: Admitted, timeout: Duration, answer: oneshot::Sender<Answer> },
     /// Answer this.
     Query { query: Vec<u8>, consistency: Consistency, timeout: Duration, answer: oneshot::Sender<Answer> },
+    /// Show the engine to this, once it is as fresh as is said.
+    Look { look: Look, consistency: Consistency, timeout: Duration, answer: oneshot::Sender<Answer> },
     /// Say how it is.
     Status(oneshot::Sender<FrontReport>),
     /// Give the primacy up, if it has it.
@@ -94,6 +99,8 @@ pub(crate) struct FrontThread {
     /// Something was handed to Front since the outputs were last carried out.
     touched: Notify,
     waiters: RefCell<HashMap<Token, Waiter>>,
+    /// Looks at the engine that wait, as queries do, for an op to be applied.
+    looks: RefCell<HashMap<Token, Look>>,
     next_token: Cell<u64>,
     writes: RefCell<Writes>,
     wal: Mailbox<Write>,
@@ -138,6 +145,7 @@ impl FrontThread {
             clock: Clock,
             touched: Notify::new(),
             waiters: RefCell::default(),
+            looks: RefCell::default(),
             next_token: Cell::new(1),
             writes: RefCell::default(),
             wal: joints.wal,
@@ -150,11 +158,13 @@ impl FrontThread {
 
     /// Runs until the replica stops.
     pub(crate) async fn run(self: Rc<Self>, mut inlets: Inlets) {
+        let stop = self.stop.clone();
+        let mut stopped = pin!(stop.stopped());
         let mut deadline = self.carry_out();
         loop {
             let patience = deadline.since(self.clock.monotonic()).min(SLEEP_MAX);
             tokio::select! {
-                _ = self.stop.stopped() => return,
+                _ = &mut stopped => return,
                 () = self.touched.notified() => {}
                 Some(durable) = inlets.durable.recv() => self.durable(durable),
                 Some(from_back) = inlets.back.recv() => self.handle(FrontInput::Back(from_back)),
@@ -245,9 +255,17 @@ impl FrontThread {
 
     fn ask(&self, ask: Ask) {
         match ask {
-            Ask::Submit { admitted, timeout, answer } => self.submit(Waiter::Thread(answer), admitted, timeout),
+            Ask::Submit { admitted, timeout, answer } => {
+                self.submit(Waiter::Thread(answer), admitted, timeout)
+            }
             Ask::Query { query, consistency, timeout, answer } => {
                 self.query(Waiter::Thread(answer), query, consistency, timeout);
+            }
+            Ask::Look { look, consistency, timeout, answer } => {
+                let token = self.wait(Waiter::Thread(answer));
+                self.looks.borrow_mut().insert(token, look);
+                let deadline = self.deadline(timeout);
+                self.handle(FrontInput::Query { token, query: Vec::new(), consistency, deadline });
             }
             Ask::Status(sender) => {
                 let report = FrontReport {
@@ -307,6 +325,15 @@ impl FrontThread {
             match front.poll_output() {
                 FrontOutput::Send(to, message) => self.peers.send(to, &message),
                 FrontOutput::Persist(write) => self.persist(write),
+                FrontOutput::Back(ToBack::Query { token, .. })
+                    if self.looks.borrow().contains_key(&token) =>
+                {
+                    let Some(look) = self.looks.borrow_mut().remove(&token) else { continue };
+                    // Behind the commits that it waits for, as a query would be.
+                    self.back.push(BackMessage::Look(look));
+                    let queried = ToFront::Queried { token, op: Op::ROOT, answer: Ok(Vec::new()) };
+                    front.handle(self.clock.now(), FrontInput::Back(queried));
+                }
                 FrontOutput::Back(to_back) => self.back.push(BackMessage::Front(to_back)),
                 FrontOutput::Answer(token, answer) => self.answer(token, answer),
                 FrontOutput::GateConfirmed(round) => {
@@ -337,6 +364,7 @@ impl FrontThread {
             Answer::NotExecuted(_) => self.counters.answers_not_executed.add(),
             Answer::Indeterminate => self.counters.answers_indeterminate.add(),
         }
+        self.looks.borrow_mut().remove(&token);
         if let Some(waiter) = self.waiters.borrow_mut().remove(&token) {
             waiter.answer(answer);
         }
@@ -351,11 +379,15 @@ impl FrontThread {
                 self.counters.view_changes.add();
                 info!(%stamp, "view change");
             }
-            Event::Forfeited { stamp, to } => info!(%stamp, %to, "gave the view up to a replica that holds more"),
+            Event::Forfeited { stamp, to } => {
+                info!(%stamp, %to, "gave the view up to a replica that holds more")
+            }
             Event::LogTruncated { stamp, head } => info!(%stamp, %head, "cut what was never committed"),
             Event::FirstCommitReached { stamp, op } => info!(%stamp, %op, "serving"),
             Event::EntryRepaired { entry, from } => debug!(op = %entry.op, %from, "repaired an entry"),
-            Event::MessageDropped { from, command, why } => debug!(%from, ?command, ?why, "dropped a message"),
+            Event::MessageDropped { from, command, why } => {
+                debug!(%from, ?command, ?why, "dropped a message")
+            }
             Event::UnrecoverableOp { op } => error!(%op, "too many copies of an op are damaged"),
             Event::ForkDetected { op } => error!(%op, "two logs where there must be one: this replica halts"),
             Event::PeerRefused { replica, why } => error!(%replica, ?why, "a peer is refused"),
@@ -420,7 +452,8 @@ impl Writes {
             self.bytes -= started.bytes;
             queue.pop_front();
         }
-        let young = self.oldest().is_none_or(|oldest| self.reported.is_some_and(|reported| reported < oldest));
+        let young =
+            self.oldest().is_none_or(|oldest| self.reported.is_some_and(|reported| reported < oldest));
         young && self.reported.take().is_some()
     }
 
@@ -482,6 +515,28 @@ impl FrontHandle {
     pub(crate) async fn query(&self, query: Vec<u8>, consistency: Consistency, timeout: Duration) -> Answer {
         let (answer, receiver) = oneshot::channel();
         self.ask(Ask::Query { query, consistency, timeout, answer }, receiver).await
+    }
+
+    /// Looks at the engine between two ops, once it is as fresh as is said.
+    pub(crate) async fn look<T: Send + 'static>(
+        &self,
+        consistency: Consistency,
+        timeout: Duration,
+        look: impl FnOnce(&dyn Engine) -> T + Send + 'static,
+    ) -> Result<T, Answer> {
+        let (seen_sender, seen) = oneshot::channel();
+        // Nobody waits any more: the caller went away.
+        let look: Look = Box::new(move |engine| drop(seen_sender.send(look(engine))));
+        let (answer, receiver) = oneshot::channel();
+        match self.ask(Ask::Look { look, consistency, timeout, answer }, receiver).await {
+            Answer::Answered { .. } => seen.await.map_err(|_| Answer::Indeterminate),
+            answer => Err(answer),
+        }
+    }
+
+    /// Whether the replica has stopped.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.asks.is_closed()
     }
 
     /// How Front is; none once the replica has stopped.

@@ -17,16 +17,23 @@
 #![forbid(unsafe_code)]
 
 mod admission;
+mod api;
 mod apply;
+mod attempts;
 mod clients;
 mod clock;
 mod config;
 mod counters;
+mod forward;
 mod front;
 mod mailbox;
+mod node;
 mod peers;
+mod sinks;
 mod stop;
+mod wal;
 mod wire;
 
 pub use config::{Addresses, DiskKind, Limits, Listen, ServerConfig};
+pub use node::{BoundAddresses, Founding, Node, RunningNode, StartError};
 pub use stop::StopReason;

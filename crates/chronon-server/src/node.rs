@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use chronon_kernel::{Edge, Engine, EngineOptions, Lineage, SinkName, SinkSpec, StateMachine};
+use chronon_client::{Client, ClientOptions, TypedClient};
+use chronon_kernel::{Engine, EngineOptions, Lineage, SinkName, SinkSpec, StateMachine};
 use chronon_node::{Back, Front, Gate};
 use chronon_sinks::{ConfigError, Executor, Executors, GateHandle, Secrets};
 use chronon_storage::{
@@ -149,7 +150,11 @@ pub enum StartError {
 
 impl<M: StateMachine> Node<M> {
     /// Makes the data directory of one replica of a cluster. The directory must be new or empty.
-    pub fn format(path: impl AsRef<Path>, founding: &Founding, replica: ReplicaId) -> Result<(), FormatError> {
+    pub fn format(
+        path: impl AsRef<Path>,
+        founding: &Founding,
+        replica: ReplicaId,
+    ) -> Result<(), FormatError> {
         format(path.as_ref(), founding, replica)
     }
 
@@ -190,7 +195,7 @@ impl<M: StateMachine> Node<M> {
             check.map_err(|error| StartError::Sink { sink: name.clone(), error })?;
         }
         let admission = Admission { edge: chronon_kernel::edge::<M>(), executors };
-        let engine = move |options| -> Box<dyn Engine> { Box::new(chronon_kernel::Kernel::<M>::new(options)) };
+        let engine = move |options| -> Box<dyn Engine> { chronon_kernel::engine::<M>(options) };
         let running = start(path, config, admission, Box::new(engine), sinks).await?;
         Ok(RunningNode { running, machine: PhantomData })
     }
@@ -203,8 +208,9 @@ fn format(path: &Path, founding: &Founding, replica: ReplicaId) -> Result<(), Fo
     let identity = chronon_storage::Identity { cluster: *cluster, lineage: *lineage, replica, disk };
     let state = VsrState::format(membership.clone(), membership.root(*cluster, *lineage));
     let directory = DataDirectory::create(path)?;
-    let mut disk =
-        directory.disk().map_err(|source| FormatError::Disk { doing: "open the files".to_owned(), source })?;
+    let mut disk = directory
+        .disk()
+        .map_err(|source| FormatError::Disk { doing: "open the files".to_owned(), source })?;
     chronon_storage::format(&mut disk, identity, state, *ring)
 }
 
@@ -235,6 +241,9 @@ struct Running {
     stop: Stop,
     front: FrontHandle,
     addresses: BoundAddresses,
+    cluster: ClusterId,
+    /// Where the other replicas' clients connect.
+    others: Vec<String>,
     ready: watch::Receiver<bool>,
     single: bool,
     threads: Vec<std::thread::JoinHandle<()>>,
@@ -245,6 +254,23 @@ impl<M: StateMachine> RunningNode<M> {
     /// Where it listens.
     pub fn addresses(&self) -> BoundAddresses {
         self.running.addresses
+    }
+
+    /// A client of the cluster that asks this replica first. Clones share its session.
+    pub fn client(&self) -> TypedClient<M> {
+        let own = self.running.addresses.client;
+        // Listening everywhere is reached on loopback.
+        let ip = match own.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+            ip => ip,
+        };
+        let own = SocketAddr::new(ip, own.port()).to_string();
+        let others = self.running.others.iter().cloned();
+        let options =
+            ClientOptions { cluster: Some(self.running.cluster.value()), ..ClientOptions::default() };
+        let client = Client::new(std::iter::once(own).chain(others), options);
+        TypedClient::new(client.expect("there is at least the replica's own address"))
     }
 
     /// Waits until the cluster has a primary and the sinks of the builder exist.
@@ -327,7 +353,9 @@ async fn start(
     let client_listener = listen("client", config.listen.client)?;
     let http_listener = config.listen.http.map(|address| listen("http", address)).transpose()?;
     let local = |listener: &std::net::TcpListener| {
-        listener.local_addr().map_err(|source| StartError::System { doing: "ask for a port's address", source })
+        listener
+            .local_addr()
+            .map_err(|source| StartError::System { doing: "ask for a port's address", source })
     };
     let addresses = BoundAddresses {
         peer: local(&peer_listener)?,
@@ -337,8 +365,8 @@ async fn start(
 
     let opening = config.clone();
     let opened = tokio::task::spawn_blocking(move || open(path, &opening)).await;
-    let Opened { directory, disk, journal, recovered } =
-        opened.map_err(|panic| StartError::System { doing: "open the data", source: io::Error::other(panic) })??;
+    let Opened { directory, disk, journal, recovered } = opened
+        .map_err(|panic| StartError::System { doing: "open the data", source: io::Error::other(panic) })??;
     let membership = recovered.state.membership.clone();
     let me = recovered.replica;
     let dialled = addresses_of_peers(&membership, me, &config)?;
@@ -445,7 +473,7 @@ async fn start(
     )?);
 
     let (ready_sender, ready) = watch::channel(false);
-    let keeper = sinks::Keeper { front: front_handle.clone(), back: back_mailbox.clone(), admission: admission.clone() };
+    let keeper = sinks::Keeper { front: front_handle.clone(), admission: admission.clone() };
     pool.spawn(async move {
         keeper.make(wanted_sinks).await;
         // Nobody may be waiting for it.
@@ -457,14 +485,8 @@ async fn start(
             TcpListener::from_std(listener)
                 .map_err(|source| StartError::System { doing: "register the http port", source })?
         };
-        let api = api::Api::new(
-            (me, cluster),
-            &config,
-            front_handle.clone(),
-            back_mailbox,
-            admission,
-            Arc::clone(&counters),
-        );
+        let api =
+            api::Api::new((me, cluster), &config, front_handle.clone(), admission, Arc::clone(&counters));
         let stop = stop.clone();
         pool.spawn(async move {
             tokio::select! {
@@ -478,6 +500,13 @@ async fn start(
         stop,
         front: front_handle,
         addresses,
+        cluster,
+        others: config
+            .replicas
+            .iter()
+            .filter(|(replica, _)| **replica != me)
+            .map(|(_, addresses)| addresses.client.clone())
+            .collect(),
         ready,
         single: membership.voters.len() == 1,
         threads,
@@ -502,7 +531,8 @@ fn addresses_of_peers(
     let peer = |replica: ReplicaId| match config.replicas.get(&replica) {
         Some(addresses) => Ok((replica, addresses.peer.clone())),
         None => {
-            let members: Vec<String> = membership.voters.iter().map(|voter| voter.replica.to_string()).collect();
+            let members: Vec<String> =
+                membership.voters.iter().map(|voter| voter.replica.to_string()).collect();
             Err(StartError::AddressMissing { replica, members: members.join(", ") })
         }
     };
@@ -566,7 +596,8 @@ impl FrontParts {
         let runtime = match runtime {
             Ok(runtime) => runtime,
             Err(error) => {
-                return stop.stop(StopReason::System { doing: "start the Front thread", error: error.to_string() });
+                return stop
+                    .stop(StopReason::System { doing: "start the Front thread", error: error.to_string() });
             }
         };
         let local = tokio::task::LocalSet::new();
@@ -576,11 +607,13 @@ impl FrontParts {
     async fn serve(self) {
         let FrontParts { options, recovered, config, peers, admission, joints, inlets, .. } = self;
         let stop = joints.stop.clone();
-        let listeners = (TcpListener::from_std(self.peer_listener), TcpListener::from_std(self.client_listener));
+        let listeners =
+            (TcpListener::from_std(self.peer_listener), TcpListener::from_std(self.client_listener));
         let (peer_listener, client_listener) = match listeners {
             (Ok(peer), Ok(client)) => (peer, client),
             (Err(error), _) | (_, Err(error)) => {
-                return stop.stop(StopReason::System { doing: "register the ports", error: error.to_string() });
+                return stop
+                    .stop(StopReason::System { doing: "register the ports", error: error.to_string() });
             }
         };
         let (me, cluster) = (recovered.replica, recovered.cluster);

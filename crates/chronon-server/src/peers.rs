@@ -183,14 +183,18 @@ impl Peers {
         let replaced = Rc::new(Notify::new());
         loop {
             loop {
-                let bytes = match reader.next(|header: &[u8; MESSAGE_HEADER_SIZE]| Message::size(header, peers.cluster)) {
+                let bytes = match reader
+                    .next(|header: &[u8; MESSAGE_HEADER_SIZE]| Message::size(header, peers.cluster))
+                {
                     Ok(Some(bytes)) => bytes,
                     Ok(None) => break,
                     Err(error) => return peers.hang_up(&from, &error, sender.as_ref()),
                 };
                 let message = match Message::decode(bytes, peers.cluster) {
                     Ok(message) => message,
-                    Err(error @ (DecodeError::UnknownCommand { .. } | DecodeError::UnknownVersion { .. })) => {
+                    Err(
+                        error @ (DecodeError::UnknownCommand { .. } | DecodeError::UnknownVersion { .. }),
+                    ) => {
                         debug!(%from, ?error, "dropped a message of a newer release");
                         front.counters.peer_messages_unknown.add();
                         continue;
@@ -199,7 +203,9 @@ impl Peers {
                 };
                 match &sender {
                     Some((peer, _)) if *peer == message.from => {}
-                    Some(_) => return peers.hang_up(&from, &"the sender changed its number", sender.as_ref()),
+                    Some(_) => {
+                        return peers.hang_up(&from, &"the sender changed its number", sender.as_ref());
+                    }
                     None if message.from == peers.me || !peers.links.contains_key(&message.from) => {
                         return peers.hang_up(&from, &"the sender is no peer", None);
                     }

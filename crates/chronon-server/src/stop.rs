@@ -79,11 +79,6 @@ impl Stop {
         });
     }
 
-    /// The reason, if it has stopped.
-    pub(crate) fn reason(&self) -> Option<StopReason> {
-        self.sender.borrow().clone()
-    }
-
     /// Waits for the stop.
     pub(crate) async fn stopped(&self) -> StopReason {
         let mut receiver = self.sender.subscribe();

@@ -110,12 +110,6 @@ impl SendQueue {
         Ok(())
     }
 
-    /// Forgets what waits.
-    pub(crate) fn clear(&self) {
-        self.pieces.borrow_mut().clear();
-        self.bytes.set(0);
-    }
-
     /// Writes what comes until the stream fails.
     pub(crate) async fn write_to(&self, stream: &mut (impl AsyncWrite + Unpin)) -> io::Error {
         loop {
