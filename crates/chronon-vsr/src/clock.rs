@@ -227,11 +227,14 @@ mod tests {
     #[test]
     fn the_quickest_round_trip_is_believed() {
         let mut clock = Clock::new();
-        pong(&mut clock, 1, 0, MILLI, 0);
-        let bounds = agreed(&clock, SECOND, 0, 2);
-        // Slow on one way only: looks like a clock that is off by half a second.
-        pong(&mut clock, 1, 0, SECOND, 400 * MILLI as i64);
-        assert_eq!(agreed(&clock, SECOND, 0, 2), bounds);
+        pong(&mut clock, 1, 0, 2 * MILLI, 300 * MILLI as i64);
+        assert_eq!(agreed(&clock, 2 * SECOND, 0, 2), Some((-201, 500)));
+        // Says less of the same clock.
+        pong(&mut clock, 1, 0, SECOND, 300 * MILLI as i64);
+        assert_eq!(agreed(&clock, 2 * SECOND, 0, 2), Some((-201, 500)));
+        // Says more.
+        pong(&mut clock, 1, SECOND, 0, 300 * MILLI as i64);
+        assert_eq!(agreed(&clock, 2 * SECOND, 0, 2), Some((-200, 500)));
     }
 
     #[test]

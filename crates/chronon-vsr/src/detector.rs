@@ -189,6 +189,7 @@ mod tests {
     #[test]
     fn an_outage_is_no_rhythm() {
         let mut detector = Detector::new(at(0), MIN);
+        (0..60_000).step_by(100).for_each(|now| detector.woke(at(now)));
         let now = hear(&mut detector, 0, 60_000, 60_000);
         let now = hear(&mut detector, now, now + 2000, 30);
         assert_eq!(patience(&mut detector, now), 200);
