@@ -300,7 +300,7 @@ fn seal_unit(unit: &mut [u8], salt: u64, position: u64, sequence: Sequence, bloc
 }
 
 pub(crate) fn read_unit(unit: &[u8], salt: u64, position: u64) -> Unit {
-    if unit.iter().all(|byte| *byte == 0) {
+    if *unit == [0; UNIT] {
         return Unit::Zero;
     }
     let mut trailer = Reader::new(&unit[UNIT_CONTENT..]);

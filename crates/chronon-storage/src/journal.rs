@@ -358,10 +358,12 @@ impl Journal {
 
     fn group_done(&mut self, sequence: Sequence, oldest: Sequence) {
         let index = self.groups.iter().position(|group| group.link.sequence == sequence);
-        let group = &mut self.groups[index.expect("a group stays until a later one has replaced it")];
+        let index = index.expect("a group stays until a later one has replaced it");
+        let group = &mut self.groups[index];
         group.durable = true;
-        let entries = group.entries.clone();
+        let entries = std::mem::take(&mut group.entries);
         self.count_copies(&entries);
+        self.groups[index].entries = entries;
         self.durable_through = self.durable_through.max(sequence);
         // The group says where the oldest one is now; being durable, it frees what lies before.
         while let Some(front) = self.groups.front()

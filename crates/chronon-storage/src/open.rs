@@ -372,3 +372,39 @@ fn refuse_damage_of_the_only_copy(state: &VsrState, scan: &Scan) -> Result<(), O
     }
     Err(OpenError::OnlyCopyDamaged { damage: Damage { faulty, uncertain_from: scan.uncertain_from } })
 }
+
+#[cfg(test)]
+mod tests {
+    use chronon_vsr::{Epoch, Member, Membership};
+
+    use super::*;
+    use crate::MemoryDisk;
+    use crate::superblock::{COPIES, COPY_SIZE};
+
+    /// A crash in the middle of a superblock left one new copy. The next write goes above it, or that copy and one
+    /// of the next could be mistaken for each other.
+    #[test]
+    fn opening_writes_a_superblock_above_every_readable_copy() {
+        let (cluster, disk_id) = (ClusterId::new(1), DiskId::new(2));
+        let member = Member { replica: ReplicaId::new(0), disk: disk_id };
+        let membership = Membership { epoch: Epoch::new(1), voters: vec![member], learners: vec![] };
+        let root = membership.root(cluster, 3);
+        let identity = Identity { cluster, lineage: 3, replica: member.replica, disk: disk_id };
+        let ring = Ring::new(512 * 1024, 8000).unwrap();
+        let mut disk = MemoryDisk::new();
+        format(&mut disk, identity, VsrState::format(membership, root), ring).unwrap();
+
+        let chosen = Superblock::choose(&mut disk).unwrap();
+        let torn =
+            Superblock { sequence: chosen.sequence_max + 1, parent: chosen.checksum, ..chosen.superblock };
+        let mut copies = vec![0; COPIES * COPY_SIZE];
+        torn.encode(&mut copies);
+        disk.write(File::Superblock, 0, &copies[..COPY_SIZE]).unwrap();
+        assert_eq!(Superblock::choose(&mut disk).unwrap().superblock.sequence, 1);
+
+        open(&mut disk, Expect::default(), Mutations::NONE).unwrap();
+        let chosen = Superblock::choose(&mut disk).unwrap();
+        assert_eq!(chosen.superblock.sequence, 3);
+        assert_eq!(chosen.superblock.incarnation, Incarnation::new(1));
+    }
+}

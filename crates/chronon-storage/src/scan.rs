@@ -178,7 +178,7 @@ struct Map {
 
 impl Map {
     fn read(disk: &mut dyn Disk, layout: &Layout) -> Map {
-        const CHUNK: u64 = 1024 * 1024;
+        const CHUNK: u64 = 4 * 1024 * 1024;
         let mut map = Map { units: Vec::new(), headers: BTreeMap::new() };
         map.units.reserve_exact(usize::try_from(layout.size).unwrap_or(0) / UNIT);
         let mut buffer = Buffer::zeroed(CHUNK as usize);
@@ -343,15 +343,18 @@ fn is_of(unit: Unit, link: &Link) -> bool {
     unit == Unit::Written { sequence: link.sequence, blocks: link.blocks }
 }
 
+fn is_of_another(unit: Unit, link: &Link) -> bool {
+    match unit {
+        Unit::Zero => true,
+        Unit::Written { sequence, .. } => sequence != link.sequence,
+        Unit::Bad => false,
+    }
+}
+
 /// A unit of another group counts as old whether it is older or newer: a newer one shows that a later incarnation
 /// cut this group and began to write over it, for the place of a group that is needed is never used again.
 fn classify(units: &[Unit], link: &Link) -> Units {
-    let of_others = |unit: &Unit| match unit {
-        Unit::Zero => true,
-        Unit::Written { sequence, .. } => *sequence != link.sequence,
-        Unit::Bad => false,
-    };
-    if units.iter().any(of_others) {
+    if units.iter().any(|unit| is_of_another(*unit, link)) {
         Units::SomeOld
     } else if units.iter().all(|unit| is_of(*unit, link)) {
         Units::New
@@ -374,11 +377,12 @@ fn read_group(disk: &mut dyn Disk, link: &Link) -> Buffer {
     buffer
 }
 
-/// An entry header out of a group's records, if its units are the group's.
+/// An entry header out of a group's records. Its own checksum proves it even in a bad unit; but a unit of another
+/// group may hold a good header that is not this group's.
 fn record(link: &Link, index: usize, bytes: &[u8], units: &[Unit]) -> Option<EntryHeader> {
     let start = index * RECORD;
     let touched = start / UNIT_CONTENT..=(start + RECORD - 1) / UNIT_CONTENT;
-    if !units.get(touched)?.iter().all(|unit| is_of(*unit, link)) {
+    if units.get(touched)?.iter().any(|unit| is_of_another(*unit, link)) {
         return None;
     }
     let record: [u8; RECORD] = read_content(bytes, start, RECORD)?.try_into().ok()?;

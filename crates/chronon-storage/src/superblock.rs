@@ -410,7 +410,7 @@ mod tests {
             op: Op::new(1),
             parent: root.checksum,
             offset: 0,
-            timestamp: Timestamp::from_nanos(77),
+            timestamp: Timestamp::from_nanos(74 + sequence),
             commit: Op::ROOT,
             release: Release::new(1),
             body_size: 3,

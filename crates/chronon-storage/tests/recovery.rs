@@ -532,3 +532,111 @@ fn the_header_of_a_cut_group_does_not_hide_a_rotten_group_of_a_later_incarnation
     assert_eq!(recovered.uncertain_from, Some(entry.op()));
     assert!(!recovered.scan_complete);
 }
+
+/// A torn header does not hide how long the group was: any of its units says so, and one old unit is enough.
+#[test]
+fn a_group_with_a_bad_header_and_an_old_unit_far_behind_it_is_torn() {
+    let story = story(3, &[4000, 4000]);
+    let units = story.units();
+    assert!(16 < units);
+    let mut disk = story.torn(|unit| unit != units - 1);
+    disk.bytes_mut(File::Wal)[story.position + 5] ^= 1;
+    story.assert_cut(disk, "bad first unit, old last unit");
+}
+
+/// Two headers in a row are lost. The upper group has a name in the next one's copy, the lower one held nothing; but
+/// what lies below that, nobody can say.
+#[test]
+fn a_broken_chain_makes_the_head_uncertain_even_between_groups_that_are_known() {
+    let mut disk = formatted(3);
+    let (mut journal, _) = reopen(&mut disk);
+    let (mut numbers, mut chain) = (Numbers::new(), Chain::new(3));
+    for _ in 0..3 {
+        append(&mut disk, &mut journal, &mut numbers, &chain.take(&[100]));
+        evidence(&mut disk, &mut journal);
+    }
+    // One block each: entry, evidence, entry, evidence, entry, evidence. The second and the third are hit.
+    for (group, complete) in [(1, true), (2, false)] {
+        disk.bytes_mut(File::Wal)[group * 4096 + 9] ^= 1;
+        let (_, recovered) = reopen(&mut disk.clone());
+        assert_eq!(recovered.scan_complete, complete);
+        assert_eq!(recovered.uncertain_from.is_none(), complete);
+        assert_eq!(recovered.entries.len(), 3);
+    }
+}
+
+/// What a replaced log held above the suffix's head is not known of this log.
+#[test]
+fn entries_of_a_replaced_log_do_not_raise_the_start_of_the_uncertainty() {
+    let mut disk = formatted(3);
+    let (mut journal, recovered) = reopen(&mut disk);
+    let mut numbers = Numbers::new();
+    let mut chain = Chain::new(3);
+    let old = chain.take(&[50, 50, 50]);
+    append(&mut disk, &mut journal, &mut numbers, &old);
+    // A later view keeps only the first of them; then it wrote something that is lost.
+    let mut state = VsrState { suffix: vec![old[0].header().clone()], ..recovered.state };
+    state.stamp = state.stamp.next_view();
+    state.log_stamp = chronon_vsr::LogStamp::adopted(state.stamp);
+    journal.submit(Write::Superblock { number: WriteNumber::ZERO.next(), state });
+    drain(&mut disk, &mut journal);
+    evidence(&mut disk, &mut journal);
+    append(&mut disk, &mut journal, &mut numbers, &chain.view(1).take(&[60]));
+    disk.bytes_mut(File::Wal)[2 * 4096 + 5] ^= 1;
+    let (_, recovered) = reopen(&mut disk);
+    assert_eq!(intact(&recovered), old);
+    assert_eq!(recovered.uncertain_from, Some(Op::new(2)));
+}
+
+/// A flushed write that the device lost is beyond what can be promised; but the old bytes in its place, though
+/// their checksums are right, are never taken for the group that evidence says was there.
+#[test]
+fn old_bytes_in_the_place_of_an_evidenced_group_never_pass_for_it() {
+    let mut disk = formatted(3);
+    let blocks = disk.bytes(File::Wal).len() / 4096;
+    let (mut journal, _) = reopen(&mut disk);
+    let (mut number, mut chain) = (WriteNumber::ZERO, Chain::new(3));
+    // Groups of one block, each with one of evidence behind it: the ring turns exactly once.
+    let mut first_turn = None;
+    let mut last = Vec::new();
+    for _ in 0..=blocks / 2 {
+        last = chain.take(&[10; 4]);
+        for entry in &last {
+            number = number.next();
+            let keep_from = Op::new(entry.op().value().saturating_sub(8));
+            journal.submit(Write::Append { number, entry: entry.clone(), keep_from });
+        }
+        drain(&mut disk, &mut journal);
+        evidence(&mut disk, &mut journal);
+        first_turn.get_or_insert_with(|| disk.bytes(File::Wal)[512..1024].to_vec());
+    }
+    let unit = first_turn.unwrap();
+    assert_ne!(disk.bytes(File::Wal)[512..1024], unit);
+    disk.bytes_mut(File::Wal)[512..1024].copy_from_slice(&unit);
+    let (_, recovered) = reopen(&mut disk);
+    let lowest = last[0].op().value() - 16;
+    assert!(recovered.entries.iter().all(|entry| lowest <= entry.header.op.value()));
+    let named: Vec<_> = recovered.entries.iter().map(|entry| entry.header.op_ref()).collect();
+    assert!(refs(&last).iter().all(|entry| named.contains(entry)));
+    assert!(recovered.scan_complete);
+}
+
+/// Below its checkpoint even the only replica needs nothing of the log.
+#[test]
+fn damage_below_the_checkpoint_refuses_nobody() {
+    let mut disk = formatted(1);
+    let (mut journal, recovered) = reopen(&mut disk);
+    let mut numbers = Numbers::new();
+    let entries = Chain::new(1).take(&[500, 500]);
+    append(&mut disk, &mut journal, &mut numbers, &entries[..1]);
+    append(&mut disk, &mut journal, &mut numbers, &entries[1..]);
+    evidence(&mut disk, &mut journal);
+    let checkpoint = entries[0].op_ref();
+    let state = VsrState { checkpoint, commit_max: checkpoint, ..recovered.state };
+    disk.bytes_mut(File::Wal)[UNIT + 9] ^= 1;
+    assert!(open(&mut disk.clone(), Expect::default(), Mutations::NONE).is_err());
+    journal.submit(Write::Superblock { number: WriteNumber::ZERO.next(), state });
+    drain(&mut disk, &mut journal);
+    let (_, recovered) = reopen(&mut disk);
+    assert_eq!(faulty(&recovered), [checkpoint]);
+}
