@@ -15,8 +15,9 @@ mod retry;
 mod startup;
 mod view_change;
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use crate::clock::Clock;
@@ -106,7 +107,7 @@ pub enum Input {
     /// The connection to a peer was reset and a new one was refused or unanswered: the process is probably gone.
     PeerUnreachable(ReplicaId),
     /// Carry opaque bytes to the primary (to itself when this is the primary).
-    Forward(alloc::vec::Vec<u8>),
+    Forward(Vec<u8>),
     /// Give the primacy up if this is the primary: an operator, or a clean shutdown, asks.
     StepDown,
 }
@@ -129,7 +130,7 @@ pub enum Output {
     /// A read round of the present stamp was confirmed by a quorum: the gate for effects (§13.3).
     RoundConfirmed(RoundConfirmed),
     /// Bytes that a peer forwarded to this primary.
-    Forwarded(alloc::vec::Vec<u8>),
+    Forwarded(Vec<u8>),
     /// Something worth knowing happened.
     Event(Event),
     /// Nothing more to do before this instant, or the next input. Ends every drain.
@@ -266,6 +267,8 @@ pub struct Replica {
     since: Instant,
 
     log: Log,
+    /// What stood above the commit point before the log was adopted, until it is known whether it still does.
+    former: Vec<OpRef>,
     /// The newest committed pair heard of; may lie beyond the head.
     commit_max: OpRef,
     /// When the head last changed: log time goes on from there while clocks disagree.
@@ -279,6 +282,8 @@ pub struct Replica {
     committed_out: Op,
     applied: Applied,
     digests: BTreeMap<Op, Digest>,
+    /// Who was found to differ: told once.
+    mismatched: BTreeSet<ReplicaId>,
     disk_age: DiskAge,
 
     peers: Peers,
@@ -491,7 +496,7 @@ impl Replica {
             // A silence that we slept through is nobody's fault but ours.
             self.peers.forgive(monotonic);
             if let Part::Changing(changing) = &mut self.part {
-                changing.give_time(monotonic, &self.options.timing);
+                changing.give_time(monotonic);
             }
         }
     }
@@ -501,6 +506,11 @@ impl Replica {
         self.advance();
         self.timers();
         self.advance();
+        if self.deadline() <= self.now.monotonic {
+            // What has just become possible has begun with something that is due at once.
+            self.timers();
+            self.advance();
+        }
         let role = self.role();
         if role != self.role {
             self.role = role;
@@ -708,6 +718,7 @@ impl Replica {
     fn compare_digest(&mut self, peer: ReplicaId, applied: Applied) {
         if let Some(digest) = self.digests.get(&applied.op)
             && *digest != applied.digest
+            && self.mismatched.insert(peer)
         {
             self.event(Event::DigestMismatch { op: applied.op, peer });
         }
@@ -815,7 +826,7 @@ impl Replica {
 
     // ---- opaque bytes ---------------------------------------------------------------------------------------
 
-    fn on_forward(&mut self, body: alloc::vec::Vec<u8>) {
+    fn on_forward(&mut self, body: Vec<u8>) {
         match self.primary() {
             Some(primary) if primary == self.me => self.outputs.push_back(Output::Forwarded(body)),
             Some(primary) => self.send_outside(primary, Payload::Forward { body }),
@@ -824,7 +835,7 @@ impl Replica {
         }
     }
 
-    fn on_forwarded(&mut self, body: alloc::vec::Vec<u8>) {
+    fn on_forwarded(&mut self, body: Vec<u8>) {
         if self.primary() == Some(self.me) {
             self.outputs.push_back(Output::Forwarded(body));
         }

@@ -161,6 +161,12 @@ impl Log {
         self.faulty.iter().filter(|entry| self.committed.op < entry.op).copied().collect()
     }
 
+    /// What stands above committed.
+    pub(crate) fn uncommitted(&self) -> Vec<OpRef> {
+        let above = self.chain.range(self.committed.op.next()..);
+        above.map(|(op, link)| OpRef { op: *op, checksum: link.checksum }).collect()
+    }
+
     /// The oldest op whose entry can be served.
     pub(crate) fn oldest(&self) -> Op {
         self.held.keys().next().map_or(self.head.op.next(), |entry| entry.op)

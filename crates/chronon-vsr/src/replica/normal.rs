@@ -51,9 +51,14 @@ impl Following {
             acked: BTreeSet::new(),
             ahead: BTreeMap::new(),
             gap: Retry::never(),
-            get_view: Retry::now(now),
+            get_view: Retry::never(),
             nonce: prng.next_u64() | 1,
         }
+    }
+
+    /// Asks the primary for its StartView at once.
+    pub(crate) fn ask_for_view(&mut self, now: Instant) {
+        self.get_view = Retry::now(now);
     }
 
     /// Whether a StartView answers this replica's own question.
@@ -98,7 +103,8 @@ impl Replica {
         self.learn_commit(heartbeat.commit_max);
         self.compare_digest(from, heartbeat.applied);
         self.seek_gap();
-        if matches!(self.part, Part::Following(_)) && self.is_promised() {
+        let votes = self.membership.is_voter(self.me);
+        if matches!(self.part, Part::Following(_)) && self.is_promised() && votes {
             let ok = Payload::CommitOk {
                 read_round: heartbeat.read_round,
                 applied: self.applied,
@@ -238,7 +244,7 @@ impl Replica {
     fn ask_for_gap(&mut self) {
         let (now, timing) = (self.now.monotonic, self.options.timing);
         let Part::Following(following) = &self.part else { return };
-        let Some(missing) = self.gap_below(following) else { return };
+        let Some(missing) = self.gap_below(following) else { return self.seek_gap() };
         let primary = self.membership.primary(self.stamp);
         let is_wide = AHEAD_MAX < missing.op.since(self.head());
         let nonce = following.nonce;
@@ -282,7 +288,8 @@ impl Replica {
 
     /// Tells the primary of every entry that has become durable here in its stamp.
     pub(super) fn send_acks(&mut self) {
-        if !self.is_promised() {
+        // A learner follows without a vote (I12).
+        if !self.is_promised() || !self.membership.is_voter(self.me) {
             return;
         }
         let Part::Following(following) = &self.part else { return };
@@ -318,7 +325,7 @@ impl Replica {
         let primary = self.membership.primary(self.stamp);
         let is_recovering = matches!(self.part, Part::Recovering(_));
         let (Part::Following(following) | Part::Recovering(following)) = &mut self.part else { return };
-        let suspects = primary != self.me && following.detector.suspects(now);
+        let suspects = following.detector.suspects(now);
         let asks_gap = following.gap.is_due(now);
         let asks_view = following.get_view.is_due(now);
         let nonce = following.nonce;

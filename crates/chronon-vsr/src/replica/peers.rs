@@ -95,6 +95,10 @@ impl Replica {
             self.dropped(from, &message.payload, DropReason::OtherEpoch);
             return None;
         }
+        if !is_sane(&message) {
+            self.dropped(from, &message.payload, DropReason::Inconsistent);
+            return None;
+        }
         let identity = match &message.payload {
             Payload::Ping { identity, .. } | Payload::Pong { identity, .. } => Some(*identity),
             _ => None,
@@ -143,9 +147,14 @@ impl Replica {
         if let Some(memory) = &mut peer_of(&mut self.peers, from).memory {
             memory.stamp = memory.stamp.max(message.stamp);
         }
+        let window = self.options.timing.ping * 2;
         let peer = peer_of(&mut self.peers, from);
+        let is_back = peer.gone || window < now.since(peer.heard);
         peer.heard = now;
         peer.gone = false;
+        if is_back {
+            self.view_changes_may_work_again();
+        }
         Some(message)
     }
 
@@ -240,6 +249,32 @@ fn shows_less(memory: &Option<PeerMemory>, message: &Message, identity: Identity
         let shown: Stamp = message.stamp;
         is_new_start && (shown < memory.stamp || identity.acked < memory.acked)
     })
+}
+
+/// Whether the numbers of a message leave room to count on from them. No cluster lives long enough to use half of
+/// them up; bytes that say otherwise are not a replica's.
+fn is_sane(message: &Message) -> bool {
+    let named = match &message.payload {
+        Payload::Prepare { commit_max, .. }
+        | Payload::Commit { commit_max, .. }
+        | Payload::DoViewChange { commit_max, .. }
+        | Payload::StartView { commit_max, .. } => commit_max.op,
+        Payload::StartViewChange { .. }
+        | Payload::PrepareOk { .. }
+        | Payload::CommitOk { .. }
+        | Payload::GetView { .. }
+        | Payload::GetHeaders { .. }
+        | Payload::Headers { .. }
+        | Payload::GetPrepare { .. }
+        | Payload::Repair { .. }
+        | Payload::Missing { .. }
+        | Payload::Ping { .. }
+        | Payload::Pong { .. }
+        | Payload::ReadIndex { .. }
+        | Payload::ReadIndexOk { .. }
+        | Payload::Forward { .. } => Op::ROOT,
+    };
+    named.value() < u64::MAX / 2 && message.stamp.view.value() < u64::MAX / 2
 }
 
 fn peer_of(peers: &mut Peers, replica: ReplicaId) -> &mut Peer {

@@ -119,7 +119,9 @@ impl Replica {
     pub(super) fn advance_primary(&mut self) {
         let Part::Leading(leading) = &self.part else { return };
         if !leading.announced {
-            if !self.is_promised() {
+            let waits = self.options.mutations.breaks(Mutation::StartViewWaitsForExecution)
+                && self.applied.op < self.log.committed().op;
+            if !self.is_promised() || waits {
                 return;
             }
             self.announce();

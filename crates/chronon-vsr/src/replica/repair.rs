@@ -158,6 +158,7 @@ impl Replica {
             self.repairs.headers = None;
             self.link_commit();
             self.append_unwritten();
+            self.tell_truncated();
         } else if let Some((_, request)) = &mut self.repairs.headers
             && headers.is_empty()
         {
@@ -171,7 +172,7 @@ impl Replica {
         }
         if let Part::Changing(changing) = &mut self.part {
             if changing.keep_fetched(entry.clone()) {
-                changing.give_time(self.now.monotonic, &self.options.timing);
+                changing.give_time(self.now.monotonic);
                 self.event(Event::EntryRepaired { entry: entry.op_ref(), from });
             }
             return;

@@ -1,6 +1,7 @@
 //! From what the data directory holds to a running replica (§7, end).
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::vec::Vec;
 
 use super::log::{Log, OnDisk};
 use super::normal::Following;
@@ -33,7 +34,8 @@ impl Replica {
         }
         let mut prng = Prng::new(options.seed ^ incarnation.value().wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let monotonic = now.monotonic;
-        let following = Following::new(monotonic, &options.timing, log.committed().op, &mut prng);
+        let mut following = Following::new(monotonic, &options.timing, log.committed().op, &mut prng);
+        following.ask_for_view(monotonic);
         let mut replica = Replica {
             options,
             cluster: *cluster,
@@ -52,6 +54,7 @@ impl Replica {
             leaving: None,
             votes: Votes::default(),
             since: monotonic,
+            former: Vec::new(),
             commit_max: log.committed(),
             head_since: monotonic,
             suffix_head,
@@ -72,6 +75,7 @@ impl Replica {
             committed_out: Op::ROOT,
             applied: Applied { op: Op::ROOT, digest: Digest::default() },
             digests: BTreeMap::new(),
+            mismatched: BTreeSet::new(),
             disk_age: DiskAge { told: Duration::ZERO, at: monotonic },
             peers: Peers::new(membership.peers(me), &state.peers, monotonic),
             repairs: Repairs::new(),
@@ -98,7 +102,7 @@ impl Replica {
     }
 
     fn take_part(&mut self, following: Following) {
-        let alone = self.quorums.voters == 1;
+        let alone = self.quorums.voters == 1 && self.membership.is_voter(self.me);
         let leads = self.membership.primary(self.stamp) == self.me;
         if alone && let Some(op) = self.first_lost() {
             // All that it ever flushed may be acked, and nobody else has it.
@@ -213,8 +217,10 @@ fn restore_log(recovered: &Recovered, options: Options, root: OpRef) -> Restored
         log.commit(entry);
     }
 
-    // Entries of this log beyond a hole that nothing names: what stood in the hole can't be said.
-    let hole = (log.head().op < above && !recovered.scan_complete).then(|| log.head().op.next());
-    let uncertain_from = [state.uncertain_from, recovered.uncertain_from, hole].into_iter().flatten().min();
+    // What the scan could not name lies above the head: whatever stands at or below it, the chain names. The op that
+    // storage gives may be too high, if the last entry that it could read is of a log that was replaced.
+    let hole = log.head().op < above && !recovered.scan_complete;
+    let unnamed = (recovered.uncertain_from.is_some() || hole).then(|| log.head().op.next());
+    let uncertain_from = [state.uncertain_from, unnamed].into_iter().flatten().min();
     Restored { log, uncertain_from, fork: result.err().map(|fork| fork.op) }
 }

@@ -85,7 +85,7 @@ impl Changing {
     }
 
     /// A sign of progress.
-    pub(crate) fn give_time(&mut self, now: Instant, _timing: &Timing) {
+    pub(crate) fn give_time(&mut self, now: Instant) {
         self.patience_at = self.patience_at.max(now + self.patience);
     }
 
@@ -359,7 +359,7 @@ impl Replica {
                 election.votes.insert(from, (incarnation, vote));
                 election.stale = true;
                 if is_new {
-                    changing.give_time(now, &self.options.timing);
+                    changing.give_time(now);
                 }
             }
             Part::Leading(_)
@@ -394,7 +394,7 @@ impl Replica {
                 }
                 Choice::Chosen(chosen) => {
                     election.chosen = Some(chosen);
-                    changing.give_time(self.now.monotonic, &self.options.timing);
+                    changing.give_time(self.now.monotonic);
                     // Others are patient with whom they hear to be busy.
                     self.peers.ping_at = self.peers.ping_at.min(self.now.monotonic);
                 }
@@ -457,7 +457,7 @@ impl Replica {
     fn adopt(&mut self, stamp: Stamp, commit_max: OpRef, headers: &[EntryHeader]) {
         let now = self.now.monotonic;
         let old_log_stamp = self.log_stamp;
-        let old_head = self.log.head();
+        self.former = self.log.uncommitted();
         if let Err(Fork { op }) = self.log.adopt(commit_max, headers) {
             return self.halt(op);
         }
@@ -469,9 +469,6 @@ impl Replica {
                 }
             }
         }
-        if self.head() < old_head.op {
-            self.event(Event::LogTruncated { stamp, head: self.head() });
-        }
         self.stamp = stamp;
         self.log_stamp = LogStamp::adopted(stamp);
         self.since = now;
@@ -480,8 +477,22 @@ impl Replica {
         self.votes = Votes::default();
         self.repairs = super::repair::Repairs::new();
         self.note_committed();
+        self.tell_truncated();
         self.persist();
         self.append_unwritten();
+    }
+
+    /// Tells, once it is known, that entries which this replica held above its commit point are of no log any more.
+    pub(super) fn tell_truncated(&mut self) {
+        let is_excluded = |entry: &&OpRef| {
+            self.head() < entry.op || self.log.at(entry.op).is_some_and(|stands| stands != **entry)
+        };
+        if let Some(head) = self.former.iter().find(is_excluded).and_then(|entry| entry.op.previous()) {
+            self.former.clear();
+            self.event(Event::LogTruncated { stamp: self.stamp, head });
+        } else if self.log.gap().is_none() {
+            self.former.clear();
+        }
     }
 
     pub(super) fn on_start_view(
@@ -554,7 +565,17 @@ impl Replica {
             && is_elect
             && busy != Op::ROOT
         {
-            changing.give_time(self.now.monotonic, &self.options.timing);
+            changing.give_time(self.now.monotonic);
+        }
+    }
+
+    /// Somebody who was silent is heard again: what failed for want of voters is tried without delay.
+    pub(super) fn view_changes_may_work_again(&mut self) {
+        let (now, first) = (self.now.monotonic, self.options.timing.view_change_patience);
+        self.votes.failed = 0;
+        if let Part::Changing(changing) = &mut self.part {
+            changing.patience = jittered(first, &mut self.prng);
+            changing.patience_at = changing.patience_at.min(now + changing.patience);
         }
     }
 

@@ -76,6 +76,10 @@ struct Disk {
     queue: VecDeque<(Instant, Write)>,
     /// Nothing is flushed before this.
     stalled_until: Instant,
+    /// The tail of the WAL rotted so that a scan can't say what stood there, until a superblock has kept that.
+    lost_from: Option<Op>,
+    /// All that was ever flushed here, rotten or not.
+    flushed: BTreeSet<Checksum>,
 }
 
 struct Host {
@@ -84,6 +88,7 @@ struct Host {
     disk: Disk,
     skew: i64,
     wake_at: Instant,
+    deadline: Instant,
     frozen_until: Instant,
     executed: Applied,
     last_timestamp: Timestamp,
@@ -143,9 +148,12 @@ impl Cluster {
                     incarnation: Incarnation::new(0),
                     queue: VecDeque::new(),
                     stalled_until: Instant::ZERO,
+                    lost_from: None,
+                    flushed: BTreeSet::new(),
                 },
                 skew: prng.between(0, 200_000_000) as i64 - 100_000_000,
                 wake_at: Instant::NEVER,
+                deadline: Instant::NEVER,
                 frozen_until: Instant::ZERO,
                 executed: Applied { op: Op::ROOT, digest: Digest(0) },
                 last_timestamp: Timestamp::ZERO,
@@ -214,8 +222,8 @@ impl Cluster {
             incarnation: disk.incarnation,
             state: disk.state.clone(),
             entries,
-            scan_complete: true,
-            uncertain_from: None,
+            scan_complete: disk.lost_from.is_none(),
+            uncertain_from: disk.lost_from,
         };
         let mut options = self.options;
         options.seed = self.seed * 31 + i as u64;
@@ -224,8 +232,11 @@ impl Cluster {
         self.drain(i);
     }
 
-    /// Power off: what was not flushed is gone.
+    /// Power off: what was not flushed is gone, but for what the device had taken already and not reported.
     pub(crate) fn crash(&mut self, i: usize) {
+        if self.prng.chance(1, 3) {
+            self.write_group(i);
+        }
         let host = &mut self.hosts[i];
         host.replica = None;
         host.life += 1;
@@ -251,6 +262,14 @@ impl Cluster {
             let (op, checksum) = (disk.wal[at].op(), disk.wal[at].checksum());
             disk.damaged.insert((op, checksum));
         }
+    }
+
+    /// The last entries of the WAL rot, headers and all; seen at the next start.
+    pub(crate) fn rot_tail(&mut self, i: usize) {
+        let disk = &mut self.hosts[i].disk;
+        let keep = disk.wal.len().saturating_sub(1 + self.prng.below(3) as usize);
+        disk.wal.truncate(keep);
+        disk.lost_from = Some(disk.wal.last().map_or(Op::ROOT, Entry::op).next());
     }
 
     pub(crate) fn stall_disk(&mut self, i: usize, duration: Duration) {
@@ -291,7 +310,7 @@ impl Cluster {
         let i = self.prng.below(self.n as u64) as usize;
         let other = self.prng.below(self.n as u64) as usize;
         let span = Duration::from_millis(self.prng.between(50, 2500));
-        match self.prng.below(16) {
+        match self.prng.below(17) {
             0..=3 if self.is_up(i) => self.crash(i),
             0..=5 if !self.is_up(i) => self.start(i),
             4 => self.cut_off(i),
@@ -316,6 +335,10 @@ impl Cluster {
             14 if self.is_up(i) => self.input(i, Input::StepDown),
             // Always the same disk: two rotten copies of one entry are beyond what three replicas bear.
             15 if 3 <= self.n => self.rot(0),
+            16 if 3 <= self.n && self.is_up(0) => {
+                self.crash(0);
+                self.rot_tail(0);
+            }
             _ => {}
         }
     }
@@ -537,6 +560,8 @@ impl Cluster {
         if let Some(replica) = &mut self.hosts[i].replica {
             replica.handle(now, input);
             self.drain(i);
+            let is_quiet = self.now < self.hosts[i].deadline;
+            assert!(is_quiet, "seed {}: something is due and was not done: it would spin", self.seed);
         }
     }
 
@@ -552,14 +577,25 @@ impl Cluster {
                 Happening::Flushed { replica: i, life },
             );
         }
+        let reports = self.write_group(i);
+        if !self.hosts[i].disk.queue.is_empty() {
+            self.schedule_flush(i);
+        }
+        for durable in reports {
+            self.input(i, Input::Durable(durable));
+        }
+    }
+
+    /// Puts a group of the oldest waiting writes on the device: everything queued so far, perhaps.
+    fn write_group(&mut self, i: usize) -> Vec<Durable> {
         let disk = &mut self.hosts[i].disk;
-        // A group: everything queued so far, perhaps.
         let size = 1 + self.prng.below(disk.queue.len().max(1) as u64) as usize;
         let mut reports = Vec::new();
         for _ in 0..size.min(disk.queue.len()) {
             match disk.queue.pop_front().expect("counted").1 {
                 Write::Append { number, entry, .. } => {
                     disk.damaged.remove(&(entry.op(), entry.checksum()));
+                    disk.flushed.insert(entry.checksum());
                     disk.wal.push(entry);
                     reports.push(Durable::Appended(number));
                 }
@@ -569,16 +605,12 @@ impl Cluster {
                     assert!(disk.state.commit_max.op <= state.commit_max.op, "I2: commit_max");
                     assert!(state.log_stamp.stamp() <= state.stamp, "I3");
                     disk.state = state;
+                    disk.lost_from = None;
                     reports.push(Durable::Superblock(number));
                 }
             }
         }
-        if !disk.queue.is_empty() {
-            self.schedule_flush(i);
-        }
-        for durable in reports {
-            self.input(i, Input::Durable(durable));
-        }
+        reports
     }
 
     fn schedule_flush(&mut self, i: usize) {
@@ -594,7 +626,7 @@ impl Cluster {
             match replica.poll_output() {
                 Output::Wait(deadline) => {
                     let host = &mut self.hosts[i];
-                    assert!(self.now <= deadline || host.replica.is_some());
+                    host.deadline = deadline;
                     if deadline < host.wake_at {
                         host.wake_at = deadline;
                         let life = host.life;
@@ -683,11 +715,7 @@ impl Cluster {
         );
         let quorum = Quorums::of(self.n).replication;
         if self.acknowledged < op {
-            let holders = self
-                .hosts
-                .iter()
-                .filter(|host| host.disk.wal.iter().rev().any(|entry| entry.checksum() == checksum))
-                .count();
+            let holders = self.hosts.iter().filter(|host| host.disk.flushed.contains(&checksum)).count();
             assert!(
                 quorum <= holders,
                 "seed {}: {op:?} was committed with {holders} flushed copies\n{}",
