@@ -1,1 +1,296 @@
-//! placeholder
+//! The reference machine: accounts, transfers between them, and one webhook a transfer. Tests, the demo and the benches
+//! run it; a newcomer reads it.
+//!
+//! Money is never made by a transfer: the balances always sum up to what the accounts were opened with.
+#![forbid(unsafe_code)]
+
+use chronon_kernel::{
+    Cell, Context, Emit, Emitted, OnParked, Parked, QueryContext, Refused, Settled, State, StateMachine,
+    Table,
+};
+use serde::{Deserialize, Serialize};
+
+/// The sink that hears of every transfer.
+pub const WEBHOOK: &str = "webhook";
+
+/// The accounts and the notices on their way.
+#[derive(Clone, Debug, State)]
+pub struct Bank {
+    /// Balances by account.
+    accounts: Table<u64, u64>,
+    /// Transfers whose webhook has no outcome of `Delivered` (yet), by transfer.
+    notices: Table<u64, Notice>,
+    totals: Cell<Totals>,
+}
+
+/// What a client asks the bank to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// Open an account.
+    Open {
+        /// The account.
+        account: u64,
+        /// What is in it.
+        balance: u64,
+    },
+    /// Move money, and tell the webhook.
+    Transfer(Transfer),
+}
+
+/// A transfer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transfer {
+    /// Its name, drawn by the client. The bank does not compare names: that a transfer happens once is the log's promise.
+    pub transfer: u64,
+    /// Who pays.
+    pub from: u64,
+    /// Who is paid.
+    pub to: u64,
+    /// How much.
+    pub amount: u64,
+    /// The order of its webhook.
+    #[serde(default)]
+    pub order: WebhookOrder,
+}
+
+/// Whether the webhooks of one payer's transfers come in the order of the transfers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WebhookOrder {
+    /// In any order.
+    #[default]
+    Any,
+    /// In order, one at a time: a lane per payer.
+    ByPayer,
+}
+
+/// What became of a command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// The account is open.
+    Opened,
+    /// The money moved.
+    Transferred {
+        /// What the payer has left.
+        from_balance: u64,
+    },
+    /// It did not; nothing changed.
+    Rejected(Rejection),
+}
+
+/// Why a command did nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rejection {
+    /// The account is open already.
+    AccountExists {
+        /// The account.
+        account: u64,
+    },
+    /// There is no such account.
+    UnknownAccount {
+        /// The account.
+        account: u64,
+    },
+    /// The payer has too little.
+    InsufficientFunds {
+        /// What the payer has.
+        balance: u64,
+    },
+    /// An account, or the whole bank, would hold more than can be counted.
+    TooMuch,
+}
+
+/// What a client asks the bank.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Query {
+    /// An account's balance.
+    Balance {
+        /// The account.
+        account: u64,
+    },
+    /// Everything in sum.
+    Totals,
+    /// The webhook of a transfer.
+    Notice {
+        /// The transfer.
+        transfer: u64,
+    },
+}
+
+/// What the bank answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// The balance, if there is such an account.
+    Balance(Option<u64>),
+    /// Everything in sum.
+    Totals {
+        /// The balances, added up now.
+        held: u64,
+        /// What was counted along the way.
+        totals: Totals,
+    },
+    /// Where the webhook stands. None when it was delivered, or there is no such transfer.
+    Notice(Option<Notice>),
+}
+
+/// What is counted along the way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// What the accounts were opened with, in sum.
+    pub opened_with: u64,
+    /// Accounts.
+    pub accounts: u64,
+    /// Transfers applied.
+    pub transfers: u64,
+    /// Commands rejected.
+    pub rejected: u64,
+    /// Webhooks delivered.
+    pub delivered: u64,
+    /// Webhooks that ended otherwise.
+    pub undelivered: u64,
+    /// How often a webhook was parked.
+    pub parked: u64,
+}
+
+/// Where a webhook stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Notice {
+    /// On its way.
+    Sent,
+    /// Parked.
+    Parked,
+    /// Firmly refused, or given up.
+    Failed,
+    /// Nobody knows.
+    Unknown,
+}
+
+/// The webhook's body: what was moved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Effect {
+    /// The transfer.
+    pub transfer: u64,
+    /// Who paid.
+    pub from: u64,
+    /// Who was paid.
+    pub to: u64,
+    /// How much.
+    pub amount: u64,
+}
+
+/// What the webhook's receiver answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The HTTP status.
+    pub status: u16,
+}
+
+impl StateMachine for Bank {
+    type Command = Command;
+    type Reply = Reply;
+    type Query = Query;
+    type Answer = Answer;
+    type Effect = Effect;
+    type Outcome = Outcome;
+    const VERSION: u32 = 1;
+
+    fn genesis() -> Bank {
+        Bank { accounts: Table::new(), notices: Table::new(), totals: Cell::default() }
+    }
+
+    fn admit(command: &Command) -> Result<(), Refused> {
+        let refused = |code: &str, message: &str| Err(Refused { code: code.into(), message: message.into() });
+        match command {
+            Command::Transfer(transfer) if transfer.amount == 0 => {
+                refused("nothing_to_transfer", "a transfer moves at least 1")
+            }
+            Command::Transfer(transfer) if transfer.from == transfer.to => {
+                refused("same_account", "payer and payee are one account")
+            }
+            Command::Transfer(_) | Command::Open { .. } => Ok(()),
+        }
+    }
+
+    fn apply(&mut self, cx: &mut Context<'_, Bank>, command: Command) -> Reply {
+        let done = match command {
+            Command::Open { account, balance } => self.open(account, balance),
+            Command::Transfer(transfer) => self.transfer(cx, transfer),
+        };
+        done.unwrap_or_else(|rejection| {
+            self.totals.modify(|totals| totals.rejected += 1);
+            Reply::Rejected(rejection)
+        })
+    }
+
+    fn query(&self, _: &QueryContext, query: Query) -> Answer {
+        match query {
+            Query::Balance { account } => Answer::Balance(self.accounts.get(&account).copied()),
+            Query::Totals => {
+                Answer::Totals { held: self.accounts.values().sum(), totals: *self.totals.get() }
+            }
+            Query::Notice { transfer } => Answer::Notice(self.notices.get(&transfer).copied()),
+        }
+    }
+
+    fn settled(&mut self, _: &mut Context<'_, Bank>, effect: Emitted<Effect>, outcome: Settled<Outcome>) {
+        let transfer = effect.effect.transfer;
+        let notice = match outcome {
+            Settled::Delivered(_) => {
+                self.totals.modify(|totals| totals.delivered += 1);
+                self.notices.remove(&transfer);
+                return;
+            }
+            Settled::Failed { .. } | Settled::Cancelled => Notice::Failed,
+            Settled::Unknown => Notice::Unknown,
+        };
+        self.totals.modify(|totals| totals.undelivered += 1);
+        self.notices.insert(transfer, notice);
+    }
+
+    fn parked(&mut self, _: &mut Context<'_, Bank>, effect: &Emitted<Effect>, _: Parked) -> OnParked {
+        self.totals.modify(|totals| totals.parked += 1);
+        self.notices.insert(effect.effect.transfer, Notice::Parked);
+        OnParked::Wait
+    }
+}
+
+impl Bank {
+    fn open(&mut self, account: u64, balance: u64) -> Result<Reply, Rejection> {
+        if self.accounts.contains_key(&account) {
+            return Err(Rejection::AccountExists { account });
+        }
+        // No balance can overflow later if the sum of all of them can't.
+        let opened_with = self.totals.get().opened_with.checked_add(balance).ok_or(Rejection::TooMuch)?;
+        self.accounts.insert(account, balance);
+        self.totals.modify(|totals| {
+            totals.opened_with = opened_with;
+            totals.accounts += 1;
+        });
+        Ok(Reply::Opened)
+    }
+
+    fn transfer(&mut self, cx: &mut Context<'_, Bank>, transfer: Transfer) -> Result<Reply, Rejection> {
+        let Transfer { transfer, from, to, amount, order } = transfer;
+        let balance = *self.accounts.get(&from).ok_or(Rejection::UnknownAccount { account: from })?;
+        if !self.accounts.contains_key(&to) {
+            return Err(Rejection::UnknownAccount { account: to });
+        }
+        let from_balance = balance.checked_sub(amount).ok_or(Rejection::InsufficientFunds { balance })?;
+        self.accounts.insert(from, from_balance);
+        self.accounts.modify(&to, |balance| *balance += amount);
+        self.totals.modify(|totals| totals.transfers += 1);
+        self.notices.insert(transfer, Notice::Sent);
+        let emit = match order {
+            WebhookOrder::Any => Emit::to(WEBHOOK),
+            WebhookOrder::ByPayer => Emit::to(WEBHOOK).lane(from.to_string()),
+        };
+        cx.emit(emit, Effect { transfer, from, to, amount });
+        Ok(Reply::Transferred { from_balance })
+    }
+}

@@ -1,11 +1,15 @@
 //! The dispatcher: on the primary, starts what the log has released. Sans-IO.
 //!
 //! It decides nothing that must survive it: what is released, claimed, due or parked is replicated state in the
-//! outbox. A new primary's dispatcher starts from that state alone.
+//! outbox. A new primary's dispatcher starts from that state alone. What it keeps is bounded by the attempts that may
+//! be under way at once, because an effect holds its place at its sink until its attempt's end is in the log.
 
-use chronon_vsr::{Mutations, Now, Stamp};
+use std::collections::{BTreeMap, VecDeque};
 
-use crate::{Attempt, AttemptEnd, AttemptNumber, EffectId, Engine, Request};
+use chronon_vsr::{Duration, Instant, Mutation, Mutations, Now, Op, Prng, Stamp};
+
+use crate::view::{ClaimState, Order, Reported};
+use crate::{Attempt, AttemptEnd, AttemptNumber, EffectId, EffectKey, Engine, OutcomeReport, Request};
 
 /// What a dispatcher is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,28 +41,269 @@ pub enum DispatcherOutput {
     /// Order this (in at the front door). Proposed again after a while until its effect is seen in the log.
     Propose(Request),
     /// Nothing to do before this instant, or the next input.
-    Wait(chronon_vsr::Instant),
+    Wait(Instant),
 }
 
 /// Starts released effects.
 #[derive(Debug)]
 pub struct Dispatcher {
-    _mutations: Mutations,
+    random: Prng,
+    mutations: Mutations,
+    serving: Option<Stamp>,
+    /// Orders up to this sequence number were looked at in this reign.
+    orders_seen: u64,
+    /// Reports up to this count were looked at.
+    reports_seen: u64,
+    /// Attempts handed out in this reign whose end the log does not hold.
+    running: BTreeMap<EffectId, AttemptNumber>,
+    /// Claims proposed in this reign and not seen, by the order that they are for.
+    claims: BTreeMap<EffectId, u64>,
+    /// Ends that the log does not hold, of this reign and of earlier ones.
+    ends: BTreeMap<Reported, OutcomeReport>,
+    /// What to look at again, and when.
+    again: BTreeMap<(Instant, u64), Again>,
+    again_count: u64,
+    /// When the last tick was proposed, and what was applied then.
+    tick: Option<(Instant, Op)>,
+    outputs: VecDeque<DispatcherOutput>,
+    wait: Instant,
 }
+
+#[derive(Clone, Copy, Debug)]
+enum Again {
+    /// Propose this end again, if the log does not hold it.
+    End { reported: Reported, tries: u32 },
+    /// Propose this claim again, if its order still waits for it.
+    Claim { effect: EffectId, sequence: u64, tries: u32 },
+    /// Look at this order again: it could not be started.
+    Order { effect: EffectId },
+}
+
+/// At most one tick in this time.
+const TICK_INTERVAL: Duration = Duration::from_millis(10);
+
+/// When a tick that is not seen in the log is proposed again.
+const TICK_LOST: Duration = Duration::from_secs(1);
+
+/// When an attempt that never left, or a frozen sink's, is looked at again.
+const START_AGAIN: Duration = Duration::from_millis(100);
 
 impl Dispatcher {
     /// A dispatcher that does not serve yet.
-    pub fn new(_seed: u64, mutations: Mutations) -> Dispatcher {
-        Dispatcher { _mutations: mutations }
+    pub fn new(seed: u64, mutations: Mutations) -> Dispatcher {
+        Dispatcher {
+            random: Prng::new(seed),
+            mutations,
+            serving: None,
+            orders_seen: 0,
+            reports_seen: 0,
+            running: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            ends: BTreeMap::new(),
+            again: BTreeMap::new(),
+            again_count: 0,
+            tick: None,
+            outputs: VecDeque::new(),
+            wait: Instant::NEVER,
+        }
     }
 
     /// Takes one input; the engine is the state that it decides from.
-    pub fn handle(&mut self, _now: Now, _input: DispatcherInput, _engine: &dyn Engine) {
-        todo!("kernel")
+    pub fn handle(&mut self, now: Now, input: DispatcherInput, engine: &dyn Engine) {
+        match input {
+            DispatcherInput::Applied => self.see_reports(engine),
+            DispatcherInput::Serving(serving) => self.serve(serving),
+            DispatcherInput::AttemptEnded { effect, number, stamp, end } => {
+                self.end(now, effect, number, stamp, end);
+            }
+            DispatcherInput::Tick => {}
+        }
+        self.see_orders(now, engine);
+        self.look_again(now, engine);
+        self.propose_tick(now, engine);
+        self.wait = self.next_wait(now, engine);
     }
 
     /// The next thing to do. Drain until `Wait`.
     pub fn poll_output(&mut self) -> DispatcherOutput {
-        todo!("kernel")
+        self.outputs.pop_front().unwrap_or(DispatcherOutput::Wait(self.wait))
+    }
+
+    /// A reign begins or ends. Attempts under way go on, but they belong to the reign that started them.
+    fn serve(&mut self, serving: Option<Stamp>) {
+        if self.serving == serving {
+            return;
+        }
+        self.serving = serving;
+        self.orders_seen = 0;
+        self.running.clear();
+        self.claims.clear();
+        self.tick = None;
+        // What was to be done as the primary of the old stamp is void; ends are not.
+        self.again.retain(|_, again| matches!(again, Again::End { .. }));
+        self.outputs.retain(|output| match output {
+            DispatcherOutput::Start(_) => false,
+            DispatcherOutput::Propose(request) => matches!(request, Request::Outcome(_)),
+            DispatcherOutput::Wait(_) => true,
+        });
+    }
+
+    fn see_reports(&mut self, engine: &dyn Engine) {
+        let (count, reports) = engine.reports(self.reports_seen);
+        self.reports_seen = count;
+        // If some were missed, the ends are proposed again and seen then: a report twice in the log decides once.
+        for reported in reports.unwrap_or_default() {
+            self.ends.remove(&reported);
+            if Some(reported.stamp) == self.serving
+                && self.running.get(&reported.effect) == Some(&reported.number)
+            {
+                self.running.remove(&reported.effect);
+            }
+        }
+    }
+
+    fn see_orders(&mut self, now: Now, engine: &dyn Engine) {
+        let Some(stamp) = self.serving else { return };
+        for order in engine.orders(self.orders_seen) {
+            self.orders_seen = order.sequence;
+            self.obey(now, stamp, &order, engine);
+        }
+    }
+
+    fn obey(&mut self, now: Now, stamp: Stamp, order: &Order, engine: &dyn Engine) {
+        if self.running.get(&order.effect).is_some_and(|running| order.number <= *running) {
+            return;
+        }
+        match order.claim {
+            ClaimState::Needed => {
+                if now.wall < order.start_before {
+                    self.claims.insert(order.effect, order.sequence);
+                    self.propose_claim(now, order, 0);
+                }
+            }
+            // Its primary is gone; the first op of this stamp puts it in doubt.
+            ClaimState::Claimed(born) if born != stamp => {}
+            ClaimState::Claimed(_) | ClaimState::NotNeeded => {
+                self.claims.remove(&order.effect);
+                if order.start_before <= now.wall {
+                    return;
+                }
+                let Some(mut attempt) = engine.attempt(order, stamp) else {
+                    self.again_after(now, START_AGAIN, Again::Order { effect: order.effect });
+                    return;
+                };
+                if self.mutations.breaks(Mutation::NewKeyPerAttempt) {
+                    attempt.key = EffectKey::of_attempt(&attempt.key, attempt.number, stamp);
+                }
+                self.running.insert(order.effect, attempt.number);
+                self.outputs.push_back(DispatcherOutput::Start(attempt));
+            }
+        }
+    }
+
+    fn propose_claim(&mut self, now: Now, order: &Order, tries: u32) {
+        let request = Request::Claim { effect: order.effect, attempt: order.number };
+        self.outputs.push_back(DispatcherOutput::Propose(request));
+        let again = Again::Claim { effect: order.effect, sequence: order.sequence, tries: tries + 1 };
+        let after = self.patience(tries);
+        self.again_after(now, after, again);
+    }
+
+    fn end(&mut self, now: Now, effect: EffectId, number: AttemptNumber, stamp: Stamp, end: AttemptEnd) {
+        match end {
+            AttemptEnd::Ended(ended) => {
+                let report = OutcomeReport {
+                    effect,
+                    attempt: number,
+                    epoch: stamp.epoch.value(),
+                    view: stamp.view.value(),
+                    ended,
+                };
+                let reported = Reported::of(&report);
+                self.ends.insert(reported, report);
+                self.propose_end(now, reported, 0);
+            }
+            AttemptEnd::Abandoned => {
+                if self.serving == Some(stamp) && self.running.get(&effect) == Some(&number) {
+                    self.running.remove(&effect);
+                    self.again_after(now, START_AGAIN, Again::Order { effect });
+                }
+            }
+        }
+    }
+
+    fn propose_end(&mut self, now: Now, reported: Reported, tries: u32) {
+        let Some(report) = self.ends.get(&reported) else { return };
+        self.outputs.push_back(DispatcherOutput::Propose(Request::Outcome(report.clone())));
+        let after = self.patience(tries);
+        self.again_after(now, after, Again::End { reported, tries: tries + 1 });
+    }
+
+    fn look_again(&mut self, now: Now, engine: &dyn Engine) {
+        while let Some(entry) = self.again.first_entry()
+            && entry.key().0 <= now.monotonic
+        {
+            match entry.remove() {
+                Again::End { reported, tries } => self.propose_end(now, reported, tries),
+                Again::Claim { effect, sequence, tries } => {
+                    if self.claims.get(&effect) != Some(&sequence) {
+                        continue;
+                    }
+                    match engine.order(effect) {
+                        Some(order) if order.sequence == sequence && order.claim == ClaimState::Needed => {
+                            if now.wall < order.start_before {
+                                self.propose_claim(now, &order, tries);
+                            }
+                        }
+                        Some(_) | None => {
+                            self.claims.remove(&effect);
+                        }
+                    }
+                }
+                Again::Order { effect } => {
+                    let (Some(stamp), Some(order)) = (self.serving, engine.order(effect)) else { continue };
+                    self.obey(now, stamp, &order, engine);
+                }
+            }
+        }
+    }
+
+    /// Has something that is due, or claims of a primary before this one, looked at by an op.
+    fn propose_tick(&mut self, now: Now, engine: &dyn Engine) {
+        let Some(stamp) = self.serving else { return };
+        let due = engine.next_due().is_some_and(|due| due <= now.wall);
+        if (due || engine.holds_claims_older_than(stamp)) && self.tick_allowed_at(engine) <= now.monotonic {
+            self.tick = Some((now.monotonic, engine.applied()));
+            self.outputs.push_back(DispatcherOutput::Propose(Request::Tick));
+        }
+    }
+
+    fn tick_allowed_at(&self, engine: &dyn Engine) -> Instant {
+        match self.tick {
+            None => Instant::ZERO,
+            Some((proposed, applied)) if applied < engine.applied() => proposed + TICK_INTERVAL,
+            Some((proposed, _)) => proposed + TICK_LOST,
+        }
+    }
+
+    fn next_wait(&self, now: Now, engine: &dyn Engine) -> Instant {
+        let again = self.again.first_key_value().map_or(Instant::NEVER, |((at, _), _)| *at);
+        let Some(stamp) = self.serving else { return again };
+        let due = if engine.holds_claims_older_than(stamp) { Some(now.wall) } else { engine.next_due() };
+        let tick = due.map_or(Instant::NEVER, |due| {
+            (now.monotonic + due.since(now.wall)).max(self.tick_allowed_at(engine))
+        });
+        again.min(tick)
+    }
+
+    /// How long to wait before saying the same again: 0.2 s, doubled up to 3.2 s, a bit more or less.
+    fn patience(&mut self, tries: u32) -> Duration {
+        let millis = 200 << tries.min(4);
+        Duration::from_millis(self.random.between(millis * 4 / 5, millis * 6 / 5))
+    }
+
+    fn again_after(&mut self, now: Now, after: Duration, again: Again) {
+        self.again_count += 1;
+        self.again.insert((now.monotonic + after, self.again_count), again);
     }
 }

@@ -2,8 +2,8 @@
 
 use chronon_vsr::{Digest, Mutations, Op, Stamp, Timestamp};
 
-use crate::view::{ActView, EffectFilter, EffectView, EngineStatus, KeyView, Order, SinkView};
-use crate::{Attempt, EffectId, Limits, Lineage, OutcomeReport, RequestResult, SinkName};
+use crate::view::{ActView, EffectFilter, EffectView, EngineStatus, KeyView, Order, Reported, SinkView};
+use crate::{Attempt, EffectId, Limits, Lineage, RequestResult, SinkName};
 
 /// A committed op as the kernel executes it.
 #[derive(Clone, Copy, Debug)]
@@ -106,10 +106,10 @@ pub trait Engine: Send {
 
     /// For the dispatcher: reports executed after the first `after` ever executed, oldest first, and how many there
     /// ever were. None when so many were executed since that they are not all remembered.
-    fn reports(&self, after: u64) -> (u64, Option<Vec<OutcomeReport>>);
+    fn reports(&self, after: u64) -> (u64, Option<Vec<Reported>>);
 }
 
 /// The engine of a machine, which has executed nothing.
-pub fn engine<M: crate::StateMachine>(_options: EngineOptions) -> Box<dyn Engine> {
-    todo!("kernel")
+pub fn engine<M: crate::StateMachine>(options: EngineOptions) -> Box<dyn Engine> {
+    Box::new(crate::Kernel::<M>::new(options))
 }

@@ -100,6 +100,11 @@ impl EffectKey {
         EffectKey(format!("{lineage}-{effect}"))
     }
 
+    /// A key that changes with every attempt: the sabotage of `Mutation::NewKeyPerAttempt`.
+    pub(crate) fn of_attempt(key: &EffectKey, number: AttemptNumber, stamp: Stamp) -> EffectKey {
+        EffectKey(format!("{}-{}-{stamp}", key.0, number.0))
+    }
+
     /// The key as it goes over the wire.
     pub fn as_str(&self) -> &str {
         &self.0

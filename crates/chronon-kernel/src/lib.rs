@@ -6,29 +6,44 @@
 //! randomness; log time and seeds come with the op.
 #![deny(unsafe_code)]
 
+// So that the derive's paths hold in this crate's own tests.
+#[cfg(test)]
+extern crate self as chronon_kernel;
+
 mod attempt;
+mod context;
+mod delivery;
 mod dispatcher;
 mod edge;
+mod effect;
 mod engine;
 mod frame;
 mod ids;
+mod kernel;
+mod keys;
 mod limits;
 mod machine;
+mod outbox;
 mod protocol;
+mod quiet;
 mod request;
+mod sessions;
 mod sink;
+mod state;
+mod table;
+mod timers;
 mod view;
 
 pub use attempt::{Attempt, AttemptEnd, AttemptKind};
+pub use context::Context;
 pub use dispatcher::{Dispatcher, DispatcherInput, DispatcherOutput};
 pub use edge::{CodecError, Edge, edge};
 pub use engine::{Applied, CommittedOp, Engine, EngineOptions, QueryError, engine};
 pub use frame::{FRAME_HEADER_SIZE, FrameError, frame_size};
 pub use ids::{AttemptNumber, EffectId, EffectKey, Fence, Lineage, RequestId, RequestNumber, SessionId};
+pub use kernel::Kernel;
 pub use limits::Limits;
-pub use machine::{
-    Context, Emit, Emitted, OnParked, Parked, QueryContext, Refused, Settled, State, StateMachine, TimerKey,
-};
+pub use machine::{Emit, Emitted, OnParked, Parked, QueryContext, Refused, Settled, StateMachine, TimerKey};
 pub use protocol::{
     Answer, CLIENT_PROTOCOL_VERSION, COMMAND_SIZE_MAX, ClientFrame, Consistency, FRAME_SIZE_MAX, NotExecuted,
     ServerFrame, Submission,
@@ -38,6 +53,8 @@ pub use request::{
     RequestResult, SettleAs,
 };
 pub use sink::{Backoff, Contract, SinkName, SinkSpec};
+pub use state::{Fold, State, StateDecodeError, StateField};
+pub use table::{Cell, Key, Set, Table, Value};
 pub use view::{
     ActView, AttemptView, ClaimState, ClaimView, EffectFilter, EffectState, EffectView, EngineStatus,
     KeyView, Order, OutcomeView, SinkView, UnknownEffectState, rfc3339,

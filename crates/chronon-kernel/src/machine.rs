@@ -1,15 +1,11 @@
 //! The user's side: what a state machine is and what it may ask for while it runs.
 
-use core::marker::PhantomData;
-
 use chronon_vsr::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::{EffectId, SinkName};
-
-/// A machine's state: a struct of `Table`, `Set` and `Cell` fields, through `#[derive(State)]`.
-pub trait State: Clone {}
+use crate::state::State;
+use crate::{Context, EffectId, SinkName};
 
 /// Deterministic business logic: the same commands in the same order give the same state, replies and effects.
 pub trait StateMachine: State + Sized + Send + 'static {
@@ -28,6 +24,10 @@ pub trait StateMachine: State + Sized + Send + 'static {
 
     /// The version of the logic. Log entries carry it.
     const VERSION: u32;
+
+    /// Whether commands and outcomes may hold floating-point numbers. What is computed from them must be the same on
+    /// every replica's processor, and in every release.
+    const FLOATS_ALLOWED: bool = false;
 
     /// The state before the first command.
     fn genesis() -> Self;
@@ -81,44 +81,6 @@ pub struct Refused {
 /// A timer's name within the machine: at most 255 bytes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct TimerKey(pub String);
-
-/// What a command, an outcome or a timer may ask for while it runs. To be completed: emit, cancel, timers, random.
-pub struct Context<'a, M: StateMachine> {
-    now: Timestamp,
-    _machine: PhantomData<&'a mut M>,
-}
-
-impl<M: StateMachine> Context<'_, M> {
-    /// Log time: when the op was ordered. The same on every replica.
-    pub fn now(&self) -> Timestamp {
-        self.now
-    }
-
-    /// Emits an effect. It starts once the op is committed, and ends in exactly one outcome.
-    pub fn emit(&mut self, _emit: Emit, _effect: M::Effect) -> EffectId {
-        todo!("kernel")
-    }
-
-    /// Random bits, the same on every replica.
-    pub fn random(&mut self) -> u64 {
-        todo!("kernel")
-    }
-
-    /// Asks to give up an effect: it settles as cancelled if no attempt can have started.
-    pub fn cancel(&mut self, _effect: EffectId) {
-        todo!("kernel")
-    }
-
-    /// Sets (or moves) a timer.
-    pub fn set_timer(&mut self, _key: TimerKey, _at: Timestamp) {
-        todo!("kernel")
-    }
-
-    /// Removes a timer.
-    pub fn clear_timer(&mut self, _key: &TimerKey) {
-        todo!("kernel")
-    }
-}
 
 /// Where and how an effect goes: `Emit::to("psp").lane("order/42").after(..).deadline(..)`.
 #[derive(Clone, Debug, PartialEq, Eq)]

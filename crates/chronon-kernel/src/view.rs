@@ -8,8 +8,8 @@ use chronon_vsr::{Stamp, Timestamp};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::{
-    AttemptKind, AttemptNumber, Contract, EffectId, EffectKey, Fence, Parked, RequestResult, SinkName,
-    SinkSpec,
+    AttemptKind, AttemptNumber, Contract, EffectId, EffectKey, Fence, OutcomeReport, Parked, RequestResult,
+    SinkName, SinkSpec,
 };
 
 /// Where an effect stands.
@@ -291,6 +291,24 @@ pub struct Order {
     pub claim: ClaimState,
     /// It must not start at or after this log time.
     pub start_before: Timestamp,
+}
+
+/// A report of an attempt that the log holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Reported {
+    /// The effect.
+    pub effect: EffectId,
+    /// The attempt.
+    pub number: AttemptNumber,
+    /// The stamp under which it started.
+    pub stamp: Stamp,
+}
+
+impl Reported {
+    /// What this report is about.
+    pub fn of(report: &OutcomeReport) -> Reported {
+        Reported { effect: report.effect, number: report.attempt, stamp: report.stamp() }
+    }
 }
 
 /// Where an order stands with its claim.
