@@ -81,7 +81,10 @@ fn check_key(principal: &str, key: &str) -> Result<(), NotExecuted> {
 pub(crate) fn refused(error: CodecError) -> NotExecuted {
     match error {
         CodecError::Refused { code, message } => NotExecuted::Refused { code, message },
-        CodecError::Json { .. } | CodecError::Bytes { .. } | CodecError::NotReadBack { .. } => {
+        CodecError::Json { .. }
+        | CodecError::Bytes { .. }
+        | CodecError::NotReadBack { .. }
+        | CodecError::Float { .. } => {
             NotExecuted::Refused { code: "codec".to_owned(), message: error.to_string() }
         }
     }

@@ -151,7 +151,7 @@ impl From<CodecError> for Problem {
     fn from(error: CodecError) -> Problem {
         match error {
             CodecError::Json { .. } => Problem::new(400, "unreadable", error.to_string()),
-            CodecError::Bytes { .. } | CodecError::NotReadBack { .. } => {
+            CodecError::Bytes { .. } | CodecError::NotReadBack { .. } | CodecError::Float { .. } => {
                 Problem::new(400, "codec", error.to_string())
             }
             CodecError::Refused { code, message } => Problem::new(422, code, message),
