@@ -276,13 +276,17 @@ impl Journal {
             for group in
                 self.groups.iter().skip(reclaimed).take_while(|group| group.durable && !group.damaged)
             {
-                if !content.take_whole(group.entries.iter().filter(|entry| self.must_move(entry))) {
+                let before = content.mark();
+                let taken = content.take_whole(group.entries.iter().filter(|entry| self.must_move(entry)));
+                if !taken || self.place(content.length_with(None)).is_none() {
+                    content.back_to(before);
                     break;
                 }
             }
         }
         while let Some(entry) = self.again.front()
             && content.fits(entry)
+            && self.place(content.length_with(Some(entry))).is_some()
         {
             content.take(self.again.pop_front().expect("just looked at"));
         }
@@ -309,7 +313,11 @@ impl Journal {
                 return None;
             }
         }
-        let position = self.place(content.length_with(None))?;
+        let Some(position) = self.place(content.length_with(None)) else {
+            // What has room for appends has a place; only a group that moves the tail may find none.
+            assert!(content.entries.is_empty());
+            return None;
+        };
         Some(self.group_job_at(position, content, reclaimed, reports))
     }
 
@@ -357,7 +365,7 @@ impl Journal {
     }
 
     fn group_done(&mut self, sequence: Sequence, oldest: Sequence) {
-        let index = self.groups.iter().position(|group| group.link.sequence == sequence);
+        let index = self.groups.iter().rposition(|group| group.link.sequence == sequence);
         let index = index.expect("a group stays until a later one has replaced it");
         let group = &mut self.groups[index];
         group.durable = true;
@@ -493,18 +501,25 @@ impl Content {
         self.entries.push(entry);
     }
 
-    /// Takes all of these entries if all of them fit.
-    fn take_whole<'a>(&mut self, entries: impl Iterator<Item = &'a Entry>) -> bool {
-        let (length, bodies) = (self.entries.len(), self.bodies);
-        for entry in entries {
-            if !self.fits(entry) {
-                self.entries.truncate(length);
-                self.bodies = bodies;
-                return false;
+    /// Takes these entries up to the first that does not fit; says whether all of them did.
+    fn take_whole<'a>(&mut self, mut entries: impl Iterator<Item = &'a Entry>) -> bool {
+        entries.all(|entry| {
+            let fits = self.fits(entry);
+            if fits {
+                self.take(entry.clone());
             }
-            self.take(entry.clone());
-        }
-        true
+            fits
+        })
+    }
+
+    /// What has been taken so far, to go back to.
+    fn mark(&self) -> (usize, usize) {
+        (self.entries.len(), self.bodies)
+    }
+
+    fn back_to(&mut self, (length, bodies): (usize, usize)) {
+        self.entries.truncate(length);
+        self.bodies = bodies;
     }
 
     /// Bytes of the group, with one entry more if there is one.
