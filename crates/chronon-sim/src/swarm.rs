@@ -146,16 +146,20 @@ impl Menu {
         })
     }
 
-    fn disrupts(&self) -> bool {
-        self.kill
-            || self.power
-            || self.pause
-            || self.partition
-            || self.stall
-            || self.disk_error
-            || self.rot
-            || self.clock
-            || self.step_down
+    /// Those that come at moments of their own, not with every message or write.
+    fn disruptions(&self) -> Vec<Disruption> {
+        let kinds = [
+            (self.kill, Disruption::Kill),
+            (self.power, Disruption::Power),
+            (self.pause, Disruption::Pause),
+            (self.partition, Disruption::Partition),
+            (self.stall, Disruption::Stall),
+            (self.disk_error, Disruption::DiskError),
+            (self.rot, Disruption::Rot),
+            (self.clock, Disruption::Clock),
+            (self.step_down, Disruption::StepDown),
+        ];
+        kinds.into_iter().filter(|(on, _)| *on).map(|(_, kind)| kind).collect()
     }
 }
 
@@ -178,6 +182,20 @@ impl fmt::Display for Menu {
         ];
         names.iter().filter(|(on, _)| *on).try_for_each(|(_, name)| write!(f, " {name}"))
     }
+}
+
+/// A misfortune with a moment of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Disruption {
+    Kill,
+    Power,
+    Pause,
+    Partition,
+    Stall,
+    DiskError,
+    Rot,
+    Clock,
+    StepDown,
 }
 
 /// How a swarm is run.
@@ -375,7 +393,7 @@ impl Run {
             };
         }
         let victim = ReplicaId::new(prng.below(replicas as u64) as u8);
-        let fault_mean = Duration::from_millis(prng.between(40, 2_000));
+        let fault_mean = Duration::from_millis(prng.between(20, 1_500));
         Run { config, menu, prng, fault_mean, victim, faults: 0 }
     }
 
@@ -385,7 +403,7 @@ impl Run {
         while world.now() < end && !world.clients_done() {
             let pause = crate::network::exponential(&mut self.prng, self.fault_mean);
             run(world, pause)?;
-            if self.menu.disrupts() {
+            if !self.menu.disruptions().is_empty() {
                 self.disrupt(world);
             }
         }
@@ -444,18 +462,18 @@ impl Run {
         };
         let target = aimed(&mut self.prng);
         let other = any(&mut self.prng);
-        let kind = self.prng.below(u64::from(Menu::KINDS));
-        let menu = self.menu;
+        let kinds = self.menu.disruptions();
+        let kind = kinds[self.prng.below(kinds.len() as u64) as usize];
         let short = Duration::from_millis(self.prng.between(1, 300));
         let long = Duration::from_millis(self.prng.between(100, 4_000));
         let length = if self.prng.chance(2, 3) { short } else { long };
         self.faults += 1;
         match kind {
-            0 if menu.kill => {
+            Disruption::Kill => {
                 world.inflict(Fault::Kill(target));
                 world.inflict_after(length, Fault::Start(target));
             }
-            1 if menu.power => {
+            Disruption::Power => {
                 if self.prng.chance(1, 3) {
                     for replica in &replicas {
                         world.inflict(Fault::PowerOff(*replica));
@@ -467,32 +485,31 @@ impl Run {
                     world.inflict_after(length, Fault::Start(target));
                 }
             }
-            2 if menu.pause => {
+            Disruption::Pause => {
                 world.inflict(Fault::Pause(target));
                 world.inflict_after(length, Fault::Resume(target));
             }
-            3 if menu.partition => self.partition(world, target, other, length),
-            5 if menu.stall => {
+            Disruption::Partition => self.partition(world, target, other, length),
+            Disruption::Stall => {
                 world.inflict(Fault::DiskStall(target, length));
                 world.inflict_after(long, Fault::DiskStall(target, Duration::ZERO));
             }
-            6 if menu.disk_error => world.inflict(Fault::DiskError(target)),
-            7 if menu.rot => {
+            Disruption::DiskError => world.inflict(Fault::DiskError(target)),
+            Disruption::Rot => {
                 world.inflict(Fault::Kill(self.victim));
                 for _ in 0..self.prng.between(1, 3) {
                     world.inflict(Fault::Rot(self.victim, self.prng.next_u64()));
                 }
                 world.inflict_after(short, Fault::Start(self.victim));
             }
-            8 if menu.clock => {
+            Disruption::Clock => {
                 let hour = 3_600_000_000_000_i64;
                 let skew = self.prng.between(0, 2 * hour.unsigned_abs()) as i64 - hour;
                 let skew = if self.prng.chance(1, 2) { skew / 3_600 } else { skew };
                 world.inflict(Fault::Clock(target, skew));
                 world.inflict_after(long, Fault::Clock(target, 0));
             }
-            11 if menu.step_down => world.inflict(Fault::StepDown(target)),
-            _ => self.faults -= 1,
+            Disruption::StepDown => world.inflict(Fault::StepDown(target)),
         }
     }
 
