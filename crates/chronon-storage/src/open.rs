@@ -265,7 +265,7 @@ pub fn open(
     if superblock_size == 0 {
         return Err(OpenError::FormatUnfinished);
     }
-    let Chosen { superblock, sequence_max, checksum } = choose_superblock(disk)?;
+    let Chosen { superblock, sequence_max, checksum, held_by } = choose_superblock(disk)?;
     let identity = superblock.identity;
     if let Some(expected) = expect.cluster.filter(|cluster| *cluster != identity.cluster) {
         return Err(OpenError::WrongCluster { expected, found: identity.cluster });
@@ -299,7 +299,7 @@ pub fn open(
         state: superblock::within_bounds(state),
         ..superblock
     };
-    let (steps, checksum) = next.steps();
+    let (steps, checksum) = next.steps_sparing(held_by);
     let failed = |doing: &str| {
         let doing = doing.to_owned();
         move |source| OpenError::Disk { doing, source }

@@ -78,6 +78,8 @@ pub(crate) struct Chosen {
     pub(crate) sequence_max: u64,
     /// The checksum of the chosen superblock.
     pub(crate) checksum: Checksum,
+    /// Which copies hold it.
+    pub(crate) held_by: [bool; COPIES],
 }
 
 /// Why no superblock could be chosen.
@@ -158,32 +160,47 @@ impl Superblock {
         })
     }
 
-    /// The steps that make this superblock durable, and its checksum.
+    /// The steps that make this superblock durable where all copies are of the one before, and its checksum.
     pub(crate) fn steps(&self) -> (Vec<Step>, Checksum) {
+        self.steps_sparing([true; COPIES])
+    }
+
+    /// The steps that make this superblock durable where only these copies hold the one before. Two copies are
+    /// written, then the other two: the two that are written first must leave two good ones alone, or a second power
+    /// cut, right after one that tore half of the copies, would leave none.
+    pub(crate) fn steps_sparing(&self, good: [bool; COPIES]) -> (Vec<Step>, Checksum) {
         let mut buffer = Buffer::zeroed(COPIES * COPY_SIZE);
         let checksum = self.encode(buffer.as_mut());
         let buffer = Arc::new(buffer);
-        let half = COPIES / 2 * COPY_SIZE;
-        let write = |start: usize| Step::Write {
+        let write = |copy: usize, copies: usize| Step::Write {
             file: File::Superblock,
-            position: start as u64,
-            bytes: Bytes::new(Arc::clone(&buffer), start..start + half),
+            position: (copy * COPY_SIZE) as u64,
+            bytes: Bytes::new(Arc::clone(&buffer), copy * COPY_SIZE..(copy + copies) * COPY_SIZE),
         };
-        let flush = || Step::Flush { file: File::Superblock };
-        let read_back = Step::ReadBack {
+        let mut order: [usize; COPIES] = std::array::from_fn(|copy| copy);
+        order.sort_by_key(|copy| good[*copy]);
+        let mut steps = Vec::new();
+        for pair in order.chunks_exact(COPIES / 2) {
+            match pair {
+                [first, second] if first + 1 == *second => steps.push(write(*first, 2)),
+                pair => steps.extend(pair.iter().map(|copy| write(*copy, 1))),
+            }
+            steps.push(Step::Flush { file: File::Superblock });
+        }
+        steps.push(Step::ReadBack {
             file: File::Superblock,
             position: 0,
             bytes: Bytes::new(Arc::clone(&buffer), 0..COPIES * COPY_SIZE),
             copy_size: COPY_SIZE,
             copies_required: COPIES_TO_WRITE,
-        };
-        (vec![write(0), flush(), write(half), flush(), read_back], checksum)
+        });
+        (steps, checksum)
     }
 
     /// Reads the copies and chooses the newest superblock that two of them hold.
     pub(crate) fn choose(disk: &mut dyn Disk) -> Result<Chosen, NotChosen> {
         let mut buffer = Buffer::zeroed(COPY_SIZE);
-        let mut valid: BTreeMap<(u64, Checksum), (u8, Box<Superblock>)> = BTreeMap::new();
+        let mut valid: BTreeMap<(u64, Checksum), ([bool; COPIES], Box<Superblock>)> = BTreeMap::new();
         let mut copies_valid = 0;
         let mut other_version = None;
         for index in 0..COPIES {
@@ -196,17 +213,19 @@ impl Superblock {
                 Copy::Valid { superblock, checksum } => {
                     copies_valid += 1;
                     let key = (superblock.sequence, checksum);
-                    valid.entry(key).or_insert((0, superblock)).0 += 1;
+                    valid.entry(key).or_insert(([false; COPIES], superblock)).0[index] = true;
                 }
                 Copy::OtherVersion { found } => other_version = Some(found),
                 Copy::Damaged => {}
             }
         }
         let sequence_max = valid.keys().map(|(sequence, _)| *sequence).max();
-        let newest = valid.into_iter().rev().find(|(_, (copies, _))| COPIES_TO_OPEN <= usize::from(*copies));
+        let enough =
+            |held_by: &[bool; COPIES]| COPIES_TO_OPEN <= held_by.iter().filter(|held| **held).count();
+        let newest = valid.into_iter().rev().find(|(_, (held_by, _))| enough(held_by));
         match (newest, sequence_max, other_version) {
-            (Some(((_, checksum), (_, superblock))), Some(sequence_max), _) => {
-                Ok(Chosen { superblock: *superblock, sequence_max, checksum })
+            (Some(((_, checksum), (held_by, superblock))), Some(sequence_max), _) => {
+                Ok(Chosen { superblock: *superblock, sequence_max, checksum, held_by })
             }
             (_, _, Some(found)) => Err(NotChosen::FormatVersion { found }),
             (_, _, None) => Err(NotChosen::Unreadable { copies_valid }),
@@ -550,6 +569,26 @@ mod tests {
                 assert!(found.sequence <= sequence_max);
                 write(&mut disk, &superblock(sequence));
                 durable = sequence;
+            }
+        }
+    }
+
+    /// The power fails again and again before an opening is done: each finds two good copies to go on from.
+    #[test]
+    fn openings_that_are_cut_one_after_another_leave_a_superblock() {
+        for seed in 0..200 {
+            let mut prng = Prng::new(seed);
+            let mut disk = MemoryDisk::new();
+            write(&mut disk, &superblock(1));
+            for _ in 0..20 {
+                let Chosen { superblock: found, sequence_max, held_by, .. } =
+                    Superblock::choose(&mut disk).unwrap_or_else(|error| panic!("seed {seed}: {error:?}"));
+                let next = Superblock { sequence: sequence_max + 1, ..found };
+                let mut unflushed = UnflushedDisk::new(disk);
+                let (steps, _) = next.steps_sparing(held_by);
+                let done = prng.below(steps.len() as u64 + 1) as usize;
+                steps[..done].iter().for_each(|step| perform_step(&mut unflushed, step).unwrap());
+                disk = unflushed.power_cut(|_, _| prng.chance(1, 2)).unwrap();
             }
         }
     }
