@@ -9,6 +9,7 @@ use chronon_vsr::{Duration, Prng};
 use crate::network::exponential;
 
 const PAGE: usize = 4096;
+const ZEROS: [u8; PAGE] = [0; PAGE];
 
 /// What a disk writes as a whole: after a power cut each such unit is old or new.
 pub const UNIT: usize = 512;
@@ -196,7 +197,12 @@ impl SimDisk {
 
 impl SimFile {
     fn write(&mut self, position: u64, bytes: &[u8]) {
+        // Zeros that make the file longer change nothing that could be read: formatting costs no memory.
+        let grows = self.size == position && self.unflushed.is_empty();
         self.size = self.size.max(position + bytes.len() as u64);
+        if grows && bytes.chunks(PAGE).all(|page| *page == ZEROS[..page.len()]) {
+            return;
+        }
         self.unflushed.push_back((position, bytes.to_vec()));
     }
 
@@ -218,7 +224,7 @@ impl SimFile {
             match &mut self.pages[page] {
                 Some(held) => held[within..within + now.len()].copy_from_slice(now),
                 // A page of zeros needs no memory: a fresh log is nothing else.
-                None if now.iter().all(|byte| *byte == 0) => {}
+                None if *now == ZEROS[..now.len()] => {}
                 empty => {
                     let mut held = Box::new([0; PAGE]);
                     held[within..within + now.len()].copy_from_slice(now);
