@@ -310,12 +310,6 @@ mod search {
             cut
         }
 
-        fn of(births: &[u8]) -> Births {
-            let mut all = Births::default();
-            births.iter().for_each(|born| all.push(*born));
-            all
-        }
-
         fn begins_with(&self, other: &Births) -> bool {
             self.slice().starts_with(other.slice())
         }
@@ -927,8 +921,8 @@ mod search {
     #[test]
     fn larger_clusters_lose_nothing_on_any_of_many_ways() {
         for bounds in [bounds(3, 3, 4, 2, 1), bounds(5, 3, 4, 2, 2), bounds(4, 2, 4, 1, 1)] {
-            let steps = Search::wander(bounds, Mutations::NONE, 4000);
-            assert!(matches!(steps, Ok(100_000..)), "{bounds:?}: {steps:?}");
+            let steps = Search::wander(bounds, Mutations::NONE, 2000);
+            assert!(matches!(steps, Ok(50_000..)), "{bounds:?}: {steps:?}");
         }
     }
 

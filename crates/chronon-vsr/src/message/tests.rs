@@ -1,3 +1,5 @@
+//! Golden bytes of every kind of message, and every way in which bytes can be none.
+
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
