@@ -6,7 +6,7 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use chronon_storage::{Journal, MemoryDisk, UnflushedDisk, open, perform_step};
+use chronon_storage::{Journal, MemoryDisk, Operation, UnflushedDisk, open, perform_step};
 use chronon_vsr::{
     Durable, Entry, LogStamp, Mutations, Op, OpRef, Prng, Recovered, Verdict, VsrState, Write, WriteNumber,
     charge,
@@ -21,6 +21,8 @@ struct History {
     mutations: Mutations,
     chain: Chain,
     /// Every entry ever submitted.
+    ever: BTreeMap<OpRef, Entry>,
+    /// Those of them that may still be found: what one start-up did not find, none after it finds.
     submitted: BTreeMap<OpRef, Entry>,
     /// Entries reported durable, in this incarnation or an earlier one.
     durable: BTreeMap<OpRef, Entry>,
@@ -47,6 +49,7 @@ impl History {
             journal,
             mutations,
             chain: Chain::new(3),
+            ever: BTreeMap::new(),
             submitted: BTreeMap::new(),
             durable: BTreeMap::new(),
             waiting: Vec::new(),
@@ -121,6 +124,7 @@ impl History {
     fn submit(&mut self, entry: Entry) {
         self.appended = self.appended.next();
         let (number, keep_from) = (self.appended, self.keep_from);
+        self.ever.insert(entry.op_ref(), entry.clone());
         self.submitted.insert(entry.op_ref(), entry.clone());
         self.waiting.push((number, entry.clone()));
         self.journal.submit(Write::Append { number, entry, keep_from });
@@ -180,6 +184,9 @@ impl History {
             let prng = &mut self.prng;
             self.disk = UnflushedDisk::new(disk.power_cut(|_, _| prng.chance(kept, 100)).unwrap());
         }
+        while self.prng.chance(1, 4) {
+            self.power_fails_during_an_opening();
+        }
         let opened = open(&mut self.disk, chronon_storage::Expect::default(), self.mutations);
         let (journal, recovered) = opened.map_err(|error| error.to_string())?;
         self.journal = journal;
@@ -204,6 +211,23 @@ impl History {
         Ok(())
     }
 
+    /// After so many writes and flushes of an opening there is no power, and what is in flight is lost at random.
+    fn power_fails_during_an_opening(&mut self) {
+        let mut left = self.prng.below(12);
+        let disk = std::mem::replace(&mut self.disk, UnflushedDisk::new(MemoryDisk::new()));
+        let mut disk = disk.with_hook(Box::new(move |operation| match operation {
+            Operation::Read { .. } => Ok(()),
+            Operation::Write { .. } | Operation::Flush { .. } => {
+                left = left.checked_sub(1).ok_or(std::io::ErrorKind::BrokenPipe)?;
+                Ok(())
+            }
+        }));
+        // Whether it got through or not, nobody acted on it.
+        let _ = open(&mut disk, chronon_storage::Expect::default(), self.mutations);
+        let prng = &mut self.prng;
+        self.disk = UnflushedDisk::new(disk.power_cut(|_, _| prng.chance(1, 2)).unwrap());
+    }
+
     fn check(&self, recovered: &Recovered) -> Result<(), Wrong> {
         let mut found = BTreeMap::new();
         for entry in &recovered.entries {
@@ -217,8 +241,12 @@ impl History {
                 return Err(format!("op {} was durable and is gone", name.op));
             }
         }
-        if let Some((name, _)) = found.iter().find(|(name, entry)| self.submitted.get(name) != Some(entry)) {
-            return Err(format!("op {} was never submitted like this", name.op));
+        for (name, entry) in &found {
+            // What was let go of may show up again, when the group that moved the tail past it is lost.
+            let may_be = if name.op < self.keep_from { &self.ever } else { &self.submitted };
+            if may_be.get(name) != Some(entry) {
+                return Err(format!("op {} was never submitted like this", name.op));
+            }
         }
         if !recovered.scan_complete || recovered.uncertain_from.is_some() {
             return Err("a tear looks like rot".to_owned());
