@@ -2,7 +2,9 @@
 
 mod world;
 
-use chronon_vsr::{Applied, Checksum, Digest, Duration, Event, Input, Mutations, Op, OpRef, Payload, Role};
+use chronon_vsr::{
+    Applied, Checksum, Command, Digest, Duration, Event, Input, Mutations, Op, OpRef, Payload, Role,
+};
 use world::{Cluster, Faults};
 
 fn ms(count: u64) -> Duration {
@@ -269,6 +271,53 @@ fn a_known_number_with_another_disk_is_refused() {
     }
     assert!(0 < c.count(|event| matches!(event, Event::PeerRefused { .. })), "{}", c.describe());
     assert_eq!(Op::ROOT, c.replica(backup).head());
+}
+
+/// Every kind of message, lost once, around a change of views: nothing stays wedged, and not for long.
+#[test]
+fn one_lost_message_of_any_kind_wedges_nobody() {
+    for kind in [
+        Command::Prepare,
+        Command::PrepareOk,
+        Command::Commit,
+        Command::CommitOk,
+        Command::StartViewChange,
+        Command::DoViewChange,
+        Command::StartView,
+        Command::GetView,
+        Command::GetHeaders,
+        Command::Headers,
+        Command::GetPrepare,
+        Command::Repair,
+        Command::Missing,
+        Command::Ping,
+        Command::Pong,
+        Command::ReadIndex,
+        Command::ReadIndexOk,
+    ] {
+        for again in 0..3 {
+            let (mut c, primary) = settled_three(Mutations::NONE);
+            c.lose_next = Some(kind);
+            for i in 0..3 {
+                c.read(i);
+            }
+            c.propose(primary);
+            c.run(ms(again * 5));
+            c.lose_next = Some(kind);
+            c.crash(primary);
+            let led = c.run_until(ms(2500), |c| {
+                c.primary()
+                    .is_some_and(|i| matches!(c.replica(i).role(), Role::Primary { serving: true, .. }))
+            });
+            assert!(led, "{kind:?} lost\n{}", c.describe());
+            c.lose_next = Some(kind);
+            c.start(primary);
+            let before = c.now;
+            c.settle();
+            let took = c.now.since(before);
+            assert!(took < ms(3000), "{kind:?} lost: {took:?}");
+        }
+    }
 }
 
 /// Guards broken one at a time: a checker must notice within the budget, or the guard guards nothing.

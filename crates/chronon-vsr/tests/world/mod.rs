@@ -7,13 +7,13 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
 
 use chronon_vsr::{
-    Applied, Checksum, ClusterId, Digest, DiskId, Durable, Duration, Entry, Epoch, Event, Incarnation, Input,
-    Instant, Member, Membership, Message, Mutations, Now, Op, Options, Output, Payload, Prng, Quorums,
-    ReadNumber, Recipients, Recovered, RecoveredEntry, Release, Replica, ReplicaId, Ring, Role, Stamp,
-    Timestamp, Timing, Verdict, VsrState, Write,
+    Applied, Checksum, ClusterId, Command, Digest, DiskId, Durable, Duration, Entry, Epoch, Event,
+    Incarnation, Input, Instant, Member, Membership, Message, Mutations, Now, Op, OpRef, Options, Output,
+    Payload, Prng, Quorums, ReadNumber, Recipients, Recovered, RecoveredEntry, Release, Replica, ReplicaId,
+    Ring, Role, Stamp, Timestamp, Timing, Verdict, VsrState, Write,
 };
 
-const CLUSTER: ClusterId = ClusterId::new(0xC0FFEE);
+pub(crate) const CLUSTER: ClusterId = ClusterId::new(0xC0FFEE);
 const LINEAGE: u128 = 7;
 const WALL_START: u64 = 1_700_000_000_000_000_000;
 
@@ -93,6 +93,10 @@ struct Host {
     deadline: Instant,
     /// The newest stamp that it asked to be written.
     decided: Stamp,
+    /// The newest log_stamp that it asked to be written.
+    adopted: Stamp,
+    /// What it ever acked, and no later log excluded.
+    acked: BTreeSet<OpRef>,
     /// Its executor does nothing before this.
     executes_from: Instant,
     frozen_until: Instant,
@@ -124,6 +128,10 @@ pub(crate) struct Cluster {
     /// How many writes were asked for.
     pub(crate) writes: usize,
     pub(crate) refusals_expected: bool,
+    /// The next message of this kind is lost.
+    pub(crate) lose_next: Option<Command>,
+    /// The chain that the StartViews of each stamp showed, and the newest head.
+    start_views: BTreeMap<Stamp, (BTreeMap<Op, Checksum>, u64)>,
     proposals: u64,
 }
 
@@ -165,6 +173,8 @@ impl Cluster {
                 wake_at: Instant::NEVER,
                 deadline: Instant::NEVER,
                 decided: Stamp::first(Epoch::new(0)),
+                adopted: Stamp::first(Epoch::new(0)),
+                acked: BTreeSet::new(),
                 executes_from: Instant::ZERO,
                 frozen_until: Instant::ZERO,
                 executed: Applied { op: Op::ROOT, digest: Digest(0) },
@@ -191,6 +201,8 @@ impl Cluster {
             reads_answered: 0,
             writes: 0,
             refusals_expected: false,
+            lose_next: None,
+            start_views: BTreeMap::new(),
             proposals: 0,
         };
         for i in 0..n {
@@ -216,6 +228,7 @@ impl Cluster {
         host.role = None;
         // A decision that was not durable went with the process that made it.
         host.decided = host.disk.state.stamp;
+        host.adopted = host.disk.state.log_stamp.stamp();
         host.wake_at = Instant::NEVER;
         let disk = &host.disk;
         let entries = disk
@@ -283,6 +296,7 @@ impl Cluster {
     /// An empty disk under the same number.
     pub(crate) fn replace_disk(&mut self, i: usize) {
         assert!(!self.is_up(i));
+        self.hosts[i].acked.clear();
         let disk = &mut self.hosts[i].disk;
         let membership = disk.state.membership.clone();
         let root = membership.root(CLUSTER, LINEAGE);
@@ -709,7 +723,14 @@ impl Cluster {
                 Output::Persist(write) => {
                     self.writes += 1;
                     if let Write::Superblock { state, .. } = &write {
-                        self.hosts[i].decided = state.stamp;
+                        let host = &mut self.hosts[i];
+                        host.decided = state.stamp;
+                        if host.adopted < state.log_stamp.stamp() {
+                            host.adopted = state.log_stamp.stamp();
+                            let stands =
+                                |entry: &OpRef| state.suffix.iter().any(|header| header.op_ref() == *entry);
+                            host.acked.retain(|entry| entry.op <= state.commit_max.op || stands(entry));
+                        }
                     }
                     let disk = &mut self.hosts[i].disk;
                     disk.queue.push_back((self.now, write));
@@ -768,6 +789,11 @@ impl Cluster {
                 | Payload::StartView { .. }
                 | Payload::ReadIndexOk { .. }
         );
+        self.check_promises(from, message);
+        if self.lose_next == Some(message.payload.command()) {
+            self.lose_next = None;
+            return;
+        }
         if speaks_for_its_stamp {
             let decided = self.hosts[from].decided;
             assert!(decided <= message.stamp, "seed {}: I17: {message:?} after {decided:?}", self.seed);
@@ -793,6 +819,39 @@ impl Cluster {
                 }
                 self.schedule(Duration::from_micros(after), Happening::Deliver { to, bytes: bytes.clone() });
             }
+        }
+    }
+
+    /// I5: who acked an entry never says that it did not, until a StartView of a later stamp excludes it.
+    /// I6: all StartViews of one stamp lie on one chain, and their heads never fall.
+    fn check_promises(&mut self, from: usize, message: &Message) {
+        let seed = self.seed;
+        match &message.payload {
+            Payload::PrepareOk { entry, .. } => {
+                self.hosts[from].acked.insert(*entry);
+            }
+            Payload::DoViewChange { commit_max, uncertain_from, suffix, bits, .. } => {
+                let above = OpRef { op: commit_max.op.next(), checksum: Checksum::from_bytes([0; 16]) };
+                for acked in self.hosts[from].acked.range(above..) {
+                    if uncertain_from.is_some_and(|uncertain| uncertain <= acked.op) {
+                        continue;
+                    }
+                    let at = suffix.iter().position(|header| header.op_ref() == *acked);
+                    let is_honest = at.is_some_and(|at| bits.nack & (1 << at) == 0);
+                    assert!(is_honest, "seed {seed}: I5: {from} acked {acked:?} and nacks it: {message:?}");
+                }
+            }
+            Payload::StartView { suffix, .. } => {
+                let (chain, head) = self.start_views.entry(message.stamp).or_default();
+                for header in suffix {
+                    let stands = *chain.entry(header.op).or_insert(header.checksum());
+                    assert!(stands == header.checksum(), "seed {seed}: I6: two chains in {message:?}");
+                }
+                let now = suffix.last().map_or(0, |header| header.op.value());
+                assert!(*head <= now, "seed {seed}: I6: the head fell: {message:?}");
+                *head = now;
+            }
+            _ => {}
         }
     }
 
