@@ -64,7 +64,8 @@ impl StateMachine for Shop {
         let order = match outcome {
             Settled::Delivered(receipt) => Order::Paid { receipt },
             Settled::Failed { reason } => Order::Failed { reason },
-            Settled::Unknown | Settled::Cancelled => Order::Failed { reason: "not charged".into() },
+            Settled::Unknown => Order::Failed { reason: "nobody knows whether it was charged".into() },
+            Settled::Cancelled => Order::Failed { reason: "it was never charged".into() },
         };
         self.orders.insert(charge.effect.order, order);
     }
