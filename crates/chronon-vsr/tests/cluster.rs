@@ -3,7 +3,7 @@
 mod world;
 
 use chronon_vsr::{
-    Applied, Checksum, Command, Digest, Duration, Event, Input, Mutations, Op, OpRef, Payload, Role,
+    Applied, Checksum, Command, Digest, Duration, Event, Input, Mutations, Op, OpRef, Payload, Role, Status,
 };
 use world::{Cluster, Faults};
 
@@ -271,6 +271,151 @@ fn a_known_number_with_another_disk_is_refused() {
     }
     assert!(0 < c.count(|event| matches!(event, Event::PeerRefused { .. })), "{}", c.describe());
     assert_eq!(Op::ROOT, c.replica(backup).head());
+}
+
+/// Commits a new op within so long.
+fn must_work_within(c: &mut Cluster, patience: Duration, story: &str) {
+    let before = c.acknowledged;
+    let works = c.run_until(patience, |c| {
+        c.propose_anywhere();
+        before < c.acknowledged
+    });
+    assert!(works, "{story}\n{}", c.describe());
+}
+
+#[test]
+fn a_hub_that_alone_reaches_everybody_takes_over() {
+    // Quorum loss (OmniPaxos): the old primary is alive and reaches nobody but the hub.
+    let mut c = Cluster::new(5, 3);
+    assert!(c.run_until(ms(3000), |c| c.primary().is_some()));
+    c.run(ms(200));
+    let old = c.primary().expect("nothing went wrong");
+    let hub = (old + 3) % 5;
+    for a in 0..5 {
+        for b in (0..5).filter(|b| *b != a && a != hub && *b != hub) {
+            c.cut_link(a, b);
+        }
+    }
+    c.run(ms(100));
+    must_work_within(&mut c, ms(8000), "quorum loss");
+    assert_eq!(Some(hub), c.primary());
+    c.settle();
+}
+
+#[test]
+fn a_chain_keeps_its_primary_or_finds_the_middle() {
+    for seed in 0..3 {
+        let mut c = Cluster::new(3, seed);
+        assert!(c.run_until(ms(3000), |c| c.primary().is_some()));
+        c.run(ms(200));
+        let primary = c.primary().expect("nothing went wrong");
+        let far = (primary + 1 + seed as usize % 2) % 3;
+        c.cut_link(primary, far);
+        c.cut_link(far, primary);
+        for _ in 0..10 {
+            must_work_within(&mut c, ms(1500), "chained");
+            c.run(ms(500));
+        }
+        c.settle();
+    }
+}
+
+#[test]
+fn a_link_lost_one_way_for_a_second_costs_no_more_than_that() {
+    for (from_primary, seed) in [(true, 0), (false, 1), (true, 2), (false, 3)] {
+        let mut c = Cluster::new(3, seed);
+        assert!(c.run_until(ms(3000), |c| c.primary().is_some()));
+        c.run(ms(200));
+        let primary = c.primary().expect("nothing went wrong");
+        let peer = (primary + 1) % 3;
+        if from_primary {
+            c.cut_link(primary, peer)
+        } else {
+            c.cut_link(peer, primary)
+        }
+        c.run(ms(1000));
+        c.mend();
+        must_work_within(&mut c, ms(1000), "one-way loss");
+        c.settle();
+    }
+}
+
+#[test]
+fn a_dead_primary_is_replaced_at_once_when_noticed_and_soon_when_not() {
+    for (notice, patience) in [(true, ms(60)), (false, ms(400))] {
+        for seed in 0..10 {
+            let mut c = Cluster::new(3, seed);
+            c.faults.flush = ms(8);
+            assert!(c.run_until(ms(3000), |c| c.primary().is_some()));
+            for _ in 0..20 {
+                c.propose_anywhere();
+                c.run(ms(10));
+            }
+            let primary = c.primary().expect("nothing went wrong");
+            c.stop(primary, notice);
+            must_work_within(&mut c, patience, "fail-over");
+        }
+    }
+}
+
+#[test]
+fn two_failures_of_five_leave_service() {
+    let mut c = Cluster::new(5, 9);
+    assert!(c.run_until(ms(3000), |c| c.primary().is_some()));
+    for _ in 0..2 {
+        let primary = c.primary().expect("somebody leads");
+        c.crash(primary);
+        must_work_within(&mut c, ms(3000), "one primary after another");
+    }
+    c.settle();
+}
+
+#[test]
+fn a_primary_frozen_for_five_seconds_answers_no_stale_read() {
+    let (mut c, primary) = settled_three(Mutations::NONE);
+    c.freeze(primary, ms(5000));
+    must_work_within(&mut c, ms(2000), "the others go on");
+    for _ in 0..480 {
+        c.propose_anywhere();
+        c.run(ms(10));
+        // Asked of everybody, the frozen one too as soon as it thaws: the world checks every answer.
+        for i in 0..3 {
+            c.read(i);
+        }
+    }
+    c.settle();
+    assert!(0 < c.reads_answered);
+}
+
+#[test]
+fn a_single_replica_with_a_damaged_entry_stops_and_says_so() {
+    let mut c = Cluster::new(1, 1);
+    for _ in 0..20 {
+        c.run(ms(10));
+        c.propose_anywhere();
+    }
+    c.run(ms(100));
+    c.crash(0);
+    c.rot(0);
+    c.start(0);
+    assert_eq!(Status::Halted, c.replica(0).status());
+    assert_eq!(1, c.count(|event| matches!(event, Event::UnrecoverableOp { .. })));
+}
+
+#[test]
+fn two_rotten_copies_of_one_committed_entry_of_three_are_reported_not_lost() {
+    let (mut c, _) = settled_three(Mutations::NONE);
+    let op = c.acknowledged;
+    for i in 0..3 {
+        c.crash(i);
+        c.rot_at(i, op);
+    }
+    for i in 0..3 {
+        c.start(i);
+    }
+    c.run(ms(3000));
+    assert!(0 < c.count(|event| *event == Event::UnrecoverableOp { op }), "{}", c.describe());
+    assert!((0..3).all(|i| c.replica(i).committed_out() < op));
 }
 
 /// Every kind of message, lost once, around a change of views: nothing stays wedged, and not for long.

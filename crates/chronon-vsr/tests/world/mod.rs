@@ -266,13 +266,19 @@ impl Cluster {
         if self.prng.chance(1, 3) {
             self.write_group(i);
         }
+        let notice = self.prng.chance(1, 2);
+        self.stop(i, notice);
+    }
+
+    /// Ends a process; its peers see their connections go, or don't.
+    pub(crate) fn stop(&mut self, i: usize, notice: bool) {
         let host = &mut self.hosts[i];
         host.replica = None;
         host.life += 1;
         host.disk.queue.clear();
         host.disk.stalled_until = Instant::ZERO;
         host.frozen_until = Instant::ZERO;
-        if self.prng.chance(1, 2) {
+        if notice {
             let gone = ReplicaId::new(i as u8);
             for peer in 0..self.n {
                 if self.is_up(peer) && peer != i {
@@ -315,6 +321,13 @@ impl Cluster {
             let (op, checksum) = (disk.wal[at].op(), disk.wal[at].checksum());
             disk.damaged.insert((op, checksum));
         }
+    }
+
+    /// The body of a certain op rots.
+    pub(crate) fn rot_at(&mut self, i: usize, op: Op) {
+        let disk = &mut self.hosts[i].disk;
+        let rotten = disk.wal.iter().filter(|entry| entry.op() == op);
+        disk.damaged.extend(rotten.map(|entry| (entry.op(), entry.checksum())));
     }
 
     /// The last entries of the WAL rot, headers and all; seen at the next start.
