@@ -1,1 +1,101 @@
-//! placeholder
+//! The `chronon` command. [`run`] gives an embedder the same commands for their own machine.
+#![forbid(unsafe_code)]
+
+mod api;
+mod bench;
+mod children;
+mod config;
+mod demo;
+mod founding;
+mod init;
+mod local;
+mod operate;
+mod output;
+mod replica;
+
+use std::process::ExitCode;
+
+use chronon_kernel::StateMachine;
+use clap::Parser as _;
+
+/// A replicated deterministic state machine with exactly-once side effects
+#[derive(Debug, clap::Parser)]
+#[command(name = "chronon", version, propagate_version = true, max_term_width = 110)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Demo(demo::DemoArguments),
+    Init(init::InitArguments),
+    Start(replica::StartArguments),
+    Status(operate::StatusArguments),
+    Submit(operate::SubmitArguments),
+    Query(operate::QueryArguments),
+    #[command(subcommand)]
+    Effects(operate::EffectsCommand),
+    #[command(subcommand)]
+    Sinks(operate::SinksCommand),
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
+    #[command(hide = true)]
+    InternalReplica(replica::InternalArguments),
+    #[command(hide = true)]
+    InternalReceiver(demo::ReceiverArguments),
+    #[command(hide = true)]
+    InternalEcho(bench::EchoArguments),
+}
+
+/// Runs the command line for a machine: what `start` runs. The demo and the benchmarks run the bank.
+pub fn run<M: StateMachine>() -> ExitCode {
+    let arguments = Arguments::parse();
+    log_to_stderr();
+    match carry_out::<M>(arguments.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("chronon: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn carry_out<M: StateMachine>(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Init(arguments) => init::run(&arguments),
+        Command::Start(arguments) => replica::start::<M>(&arguments),
+        Command::Status(arguments) => operate::status(&arguments),
+        Command::Submit(arguments) => operate::submit(&arguments),
+        Command::Query(arguments) => operate::query(&arguments),
+        Command::Effects(command) => operate::effects(&command),
+        Command::Sinks(command) => operate::sinks(&command),
+        Command::Bench(command) => bench::run(&command),
+        Command::InternalReplica(arguments) => replica::start_internal(&arguments),
+        Command::InternalReceiver(arguments) => demo::run_receiver(arguments),
+        Command::InternalEcho(arguments) => bench::run_echo(&arguments).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+/// `RUST_LOG` says how much; what a person must look at is always there.
+fn log_to_stderr() {
+    use std::io::IsTerminal as _;
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,chronon_server=info"));
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours);
+    // An embedding program may have a subscriber of its own; then that one stays.
+    let _ = subscriber.with_writer(std::io::stderr).try_init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

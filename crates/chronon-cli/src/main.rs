@@ -1,2 +1,5 @@
 //! The `chronon` command.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    chronon_cli::run::<chronon_bank::Bank>()
+}

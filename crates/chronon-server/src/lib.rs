@@ -20,7 +20,6 @@ mod admission;
 mod api;
 mod apply;
 mod attempts;
-mod call;
 mod clients;
 mod clock;
 mod config;
@@ -35,7 +34,6 @@ mod stop;
 mod wal;
 mod wire;
 
-pub use call::{Call, CallError};
 pub use config::{Addresses, DiskKind, Limits, Listen, ServerConfig};
 pub use node::{BoundAddresses, Founding, Node, RunningNode, StartError};
 pub use stop::StopReason;

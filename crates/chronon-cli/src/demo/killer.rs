@@ -1,0 +1,121 @@
+//! The one with the gun.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use chronon_vsr::Prng;
+
+use super::Outside;
+use super::clients::Workforce;
+use crate::local::LocalCluster;
+use crate::output::Progress;
+
+/// How long the cluster may take for anything.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Kills primaries, and once the receiver.
+pub(crate) struct Killer {
+    pub(crate) cluster: LocalCluster,
+    pub(crate) outside: Outside,
+    pub(crate) work: Arc<Workforce>,
+    pub(crate) prng: Prng,
+    pub(crate) progress: Progress,
+}
+
+impl Killer {
+    /// Kills the primary so many times, and says when. With `everybody`, the power goes once for all replicas first.
+    pub(crate) async fn run(&mut self, kills: u32, everybody: bool) -> anyhow::Result<Vec<Instant>> {
+        let mut killed = Vec::new();
+        if everybody {
+            self.pause(300, 600).await;
+            self.power_cut().await?;
+        }
+        for kill in 0..kills {
+            self.pause(100, 600).await;
+            if kill == kills / 2 {
+                self.kill_receiver().await?;
+            }
+            if !self.work.has_more() {
+                self.progress.say("the transfers are used up before the kills".to_owned());
+                break;
+            }
+            killed.push(self.kill_primary(kill + 1).await?);
+            self.work.kill_done();
+        }
+        if kills == 0 {
+            self.kill_receiver().await?;
+        }
+        Ok(killed)
+    }
+
+    async fn pause(&mut self, from_ms: u64, to_ms: u64) {
+        tokio::time::sleep(Duration::from_millis(self.prng.between(from_ms, to_ms))).await;
+    }
+
+    async fn kill_primary(&mut self, number: u32) -> anyhow::Result<Instant> {
+        let (primary, _) = self.primary().await?;
+        let at = Instant::now();
+        self.cluster.kill(primary)?;
+        let success = tokio::time::timeout(PATIENCE, self.work.success_after(at));
+        success
+            .await
+            .with_context(|| format!("no command was acknowledged within {PATIENCE:?} of a kill"))?;
+        let until = at.elapsed();
+        self.progress.say(format!(
+            "kill {number}: replica {primary}; the next command was acknowledged {} ms later",
+            until.as_millis()
+        ));
+        self.pause(0, 300).await;
+        self.cluster.start(primary)?;
+        self.caught_up(primary).await?;
+        Ok(at)
+    }
+
+    async fn kill_receiver(&mut self) -> anyhow::Result<()> {
+        self.outside.kill_in_the_middle().await?;
+        self.progress.say("the receiver was killed in the middle of a request".to_owned());
+        self.pause(50, 300).await;
+        self.outside.restart()
+    }
+
+    async fn power_cut(&mut self) -> anyhow::Result<()> {
+        for replica in 0..self.cluster.len() {
+            self.cluster.kill(replica)?;
+        }
+        self.progress.say("the power went, for all replicas at once".to_owned());
+        self.cluster.start_all()
+    }
+
+    async fn primary(&mut self) -> anyhow::Result<(usize, crate::local::ReplicaStatus)> {
+        let began = Instant::now();
+        loop {
+            if let Some(primary) = self.cluster.primary().await {
+                return Ok(primary);
+            }
+            self.cluster.check_alive()?;
+            anyhow::ensure!(began.elapsed() < PATIENCE, "no replica leads after {PATIENCE:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until a restarted replica has applied what was committed when it came back.
+    async fn caught_up(&mut self, replica: usize) -> anyhow::Result<()> {
+        let began = Instant::now();
+        let (_, status) = self.primary().await?;
+        let target = status.commit;
+        loop {
+            if let Ok(status) = self.cluster.status(replica).await
+                && target <= status.applied
+            {
+                return Ok(());
+            }
+            self.cluster.check_alive()?;
+            anyhow::ensure!(
+                began.elapsed() < PATIENCE,
+                "replica {replica} did not catch up with op {target} within {PATIENCE:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}

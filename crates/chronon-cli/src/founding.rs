@@ -1,0 +1,84 @@
+//! Making a cluster: all identities at once, a data directory and a `chronon.toml` for each replica.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use chronon_bank::Bank;
+use chronon_server::{Founding, Node};
+use chronon_vsr::{ReplicaId, Ring};
+
+use crate::config::Config;
+
+/// One replica to be made.
+#[derive(Clone, Debug)]
+pub(crate) struct Planned {
+    pub(crate) replica: u8,
+    /// Holds `chronon.toml` and the data.
+    pub(crate) directory: PathBuf,
+    /// Its configuration; the cluster is filled in.
+    pub(crate) config: Config,
+}
+
+/// Draws a cluster and makes every replica of it. Says where their configurations are.
+pub(crate) fn found(
+    planned: Vec<Planned>,
+    ring: Ring,
+    progress: &mut dyn FnMut(u64, u64),
+) -> anyhow::Result<Vec<PathBuf>> {
+    let count = u8::try_from(planned.len()).context("too many replicas")?;
+    let mut founding = Founding::draw(count).context("the operating system gave no random bits")?;
+    founding.ring = ring;
+    let data: Vec<PathBuf> = planned.iter().map(|one| one.directory.join(&one.config.data)).collect();
+    // All at once: a disk is kept busy better, and nobody waits for three fillings in a row.
+    std::thread::scope(|scope| -> anyhow::Result<()> {
+        let formats: Vec<_> = planned
+            .iter()
+            .zip(&data)
+            .map(|(one, data)| {
+                let founding = &founding;
+                scope.spawn(move || {
+                    std::fs::create_dir_all(&one.directory)
+                        .with_context(|| format!("can't make {}", one.directory.display()))?;
+                    // The identity does not depend on the machine that will run on it.
+                    Node::<Bank>::format(data, founding, ReplicaId::new(one.replica))
+                        .with_context(|| format!("can't make the data directory {}", data.display()))
+                })
+            })
+            .collect();
+        let expected = ring.log * 5 / 4 * u64::from(count);
+        while !formats.iter().all(|format| format.is_finished()) {
+            let filled = data.iter().map(|data| bytes_in(data)).sum();
+            progress(filled, expected.max(filled));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        for format in formats {
+            format.join().map_err(|_| anyhow::anyhow!("making a data directory panicked"))??;
+        }
+        Ok(())
+    })?;
+    let cluster = format!("{:032x}", founding.cluster.value());
+    planned
+        .into_iter()
+        .map(|one| write_config(&one.directory, Config { cluster: Some(cluster.clone()), ..one.config }))
+        .collect()
+}
+
+fn bytes_in(directory: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(directory) else { return 0 };
+    entries.filter_map(|entry| entry.ok()?.metadata().ok()).map(|metadata| metadata.len()).sum()
+}
+
+fn write_config(directory: &Path, config: Config) -> anyhow::Result<PathBuf> {
+    let path = directory.join("chronon.toml");
+    let mut text = String::new();
+    let replica = config.replica.unwrap_or_default();
+    writeln!(
+        text,
+        "# Replica {replica}. Variables like CHRONON__LISTEN__HTTP override this file; --set does, too."
+    )?;
+    text.push_str(&toml::to_string(&config)?);
+    std::fs::write(&path, text).with_context(|| format!("can't write {}", path.display()))?;
+    Ok(path)
+}

@@ -1,0 +1,99 @@
+//! `chronon init`: all identities of a cluster at once, and a directory for each replica.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use chronon_vsr::{BODY_SIZE_MAX, Ring};
+
+use crate::config::{Config, ListenConfig, ReplicaConfig, TimingConfig};
+use crate::founding::{self, Planned};
+use crate::output::Progress;
+
+/// Make a cluster: identities, data directories, configurations
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct InitArguments {
+    /// Replicas
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=6))]
+    replicas: u8,
+    /// Where to make them: a new or empty directory
+    #[arg(long, default_value = "cluster")]
+    dir: PathBuf,
+    /// The address of each replica, in order; one address serves all of them
+    #[arg(long, value_delimiter = ',', default_value = "127.0.0.1")]
+    hosts: Vec<std::net::IpAddr>,
+    /// The first port; replica n listens on the three ports from this + 10 n on
+    #[arg(long, default_value_t = 7_100)]
+    port: u16,
+    /// The log of each replica, in MiB. It is kept whole: when it is full, commands are refused
+    #[arg(long, default_value_t = 512)]
+    log_mib: u64,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Makes a cluster.
+pub(crate) fn run(arguments: &InitArguments) -> anyhow::Result<ExitCode> {
+    let InitArguments { replicas, dir, hosts, port, log_mib, json } = arguments;
+    let count = usize::from(*replicas);
+    anyhow::ensure!(
+        hosts.len() == 1 || hosts.len() == count,
+        "--hosts names {} addresses for {replicas} replicas: name one, or one for each",
+        hosts.len()
+    );
+    let ring = log_mib.checked_mul(1024 * 1024).and_then(|log| Ring::new(log, BODY_SIZE_MAX as u32));
+    let ring =
+        ring.with_context(|| format!("--log-mib {log_mib} does not hold the pipeline: use 64 or more"))?;
+    if let Ok(mut entries) = std::fs::read_dir(dir)
+        && let Some(Ok(entry)) = entries.next()
+    {
+        let found = entry.file_name();
+        anyhow::bail!("{} is not empty: it holds {}; name a new directory", dir.display(), found.display());
+    }
+    let address = |replica: u8, port_offset: u16| -> anyhow::Result<SocketAddr> {
+        let host = if hosts.len() == 1 { hosts[0] } else { hosts[usize::from(replica)] };
+        let port = port.checked_add(u16::from(replica) * 10 + port_offset);
+        Ok(SocketAddr::new(host, port.context("--port is too high")?))
+    };
+    let mut reached = BTreeMap::new();
+    for replica in 0..*replicas {
+        let (peer, client) = (address(replica, 0)?.to_string(), address(replica, 1)?.to_string());
+        reached.insert(replica.to_string(), ReplicaConfig { peer, client });
+    }
+    let mut planned = Vec::new();
+    for replica in 0..*replicas {
+        let listen = ListenConfig {
+            peer: address(replica, 0)?,
+            client: address(replica, 1)?,
+            http: Some(address(replica, 2)?),
+        };
+        planned.push(Planned {
+            replica,
+            directory: dir.join(format!("replica-{replica}")),
+            config: Config {
+                cluster: None,
+                replica: Some(replica),
+                data: PathBuf::from("data"),
+                listen,
+                replicas: reached.clone(),
+                timing: TimingConfig::default(),
+            },
+        });
+    }
+    let progress = Progress::new(100);
+    let configs = founding::found(planned, ring, &mut |filled, all| progress.filling(filled, all))?;
+    drop(progress);
+    if *json {
+        let configs: Vec<String> = configs.iter().map(|config| config.display().to_string()).collect();
+        println!("{}", serde_json::json!({ "configs": configs }));
+    } else {
+        println!("made a cluster of {replicas}. Start each replica:");
+        for config in configs {
+            println!("  chronon start --config {}", config.display());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

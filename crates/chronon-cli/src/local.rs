@@ -1,0 +1,223 @@
+//! A cluster on this machine: real replica processes on loopback, each with its own data directory. For the demo, the
+//! benchmarks and the tests.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use chronon_client::{Connection, ConnectionLimits};
+use chronon_vsr::Ring;
+use serde::Deserialize;
+
+use crate::children::OwnChild;
+use crate::config::{Config, ListenConfig, ReplicaConfig, TimingConfig};
+use crate::founding::{self, Planned};
+
+/// How long a status may take.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What is different about the replicas of a test.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Flavour {
+    /// A guard that is broken on purpose.
+    pub(crate) sabotage: Option<Sabotage>,
+    /// What is not flushed lives in process memory only: SIGKILL is a power cut.
+    pub(crate) unflushed: bool,
+    /// What they run.
+    pub(crate) machine: Machine,
+}
+
+/// What the replicas of the demo and of the benchmarks run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Machine {
+    /// The reference machine.
+    #[default]
+    Bank,
+    /// The machine of the benchmarks.
+    Counter,
+}
+
+/// A guard that is broken on purpose, to see the checks fail. In test builds only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Sabotage {
+    /// Every attempt of an effect draws a new key.
+    NewKeyPerAttempt,
+    /// Commands are acknowledged before anything is flushed.
+    AckBeforeFlush,
+    /// The outbox is missing after a restart.
+    ForgetOutbox,
+}
+
+impl Sabotage {
+    fn name(self) -> &'static str {
+        match self {
+            Sabotage::NewKeyPerAttempt => "new-key-per-attempt",
+            Sabotage::AckBeforeFlush => "ack-before-flush",
+            Sabotage::ForgetOutbox => "forget-outbox",
+        }
+    }
+}
+
+/// The cluster.
+#[derive(Debug)]
+pub(crate) struct LocalCluster {
+    flavour: Flavour,
+    replicas: Vec<LocalReplica>,
+}
+
+#[derive(Debug)]
+struct LocalReplica {
+    config: PathBuf,
+    log: PathBuf,
+    client: SocketAddr,
+    child: Option<OwnChild>,
+}
+
+/// What a replica says of itself; it says more than this.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) struct ReplicaStatus {
+    pub(crate) role: String,
+    pub(crate) serving: bool,
+    pub(crate) commit: u64,
+    pub(crate) applied: u64,
+}
+
+impl LocalCluster {
+    /// Makes the data directories and configurations of a cluster. `progress` hears how many bytes of all are filled.
+    pub(crate) fn create(
+        directory: &Path,
+        replicas: u8,
+        ring: Ring,
+        flavour: Flavour,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> anyhow::Result<LocalCluster> {
+        let ports = free_ports(usize::from(replicas) * 3)?;
+        let addresses = |replica: u8| {
+            let [peer, client, http] = ports[usize::from(replica) * 3..][..3] else {
+                unreachable!("three ports a replica")
+            };
+            (peer, client, http)
+        };
+        let reached: BTreeMap<String, ReplicaConfig> = (0..replicas)
+            .map(|replica| {
+                let (peer, client, _) = addresses(replica);
+                (replica.to_string(), ReplicaConfig { peer: peer.to_string(), client: client.to_string() })
+            })
+            .collect();
+        let planned = (0..replicas)
+            .map(|replica| {
+                let (peer, client, http) = addresses(replica);
+                Planned {
+                    replica,
+                    directory: directory.join(format!("replica-{replica}")),
+                    config: Config {
+                        cluster: None,
+                        replica: Some(replica),
+                        data: PathBuf::from("data"),
+                        listen: ListenConfig { peer, client, http: Some(http) },
+                        replicas: reached.clone(),
+                        timing: TimingConfig::default(),
+                    },
+                }
+            })
+            .collect();
+        let made = founding::found(planned, ring, progress)?;
+        let replicas = made
+            .into_iter()
+            .zip(0..)
+            .map(|(config, replica)| {
+                let (_, client, _) = addresses(replica);
+                let log = directory.join(format!("replica-{replica}.log"));
+                LocalReplica { config, log, client, child: None }
+            })
+            .collect();
+        Ok(LocalCluster { flavour, replicas })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.replicas.len()
+    }
+
+    /// Starts a replica that is not running.
+    pub(crate) fn start(&mut self, replica: usize) -> anyhow::Result<()> {
+        let LocalReplica { config, log, child, .. } = &mut self.replicas[replica];
+        let config = config.to_str().context("the path is not UTF-8")?;
+        let mut arguments = vec!["internal-replica", "--config", config];
+        if self.flavour.unflushed {
+            arguments.push("--unflushed");
+        }
+        if let Some(sabotage) = self.flavour.sabotage {
+            arguments.extend(["--sabotage", sabotage.name()]);
+        }
+        if self.flavour.machine == Machine::Counter {
+            arguments.extend(["--machine", "counter"]);
+        }
+        *child = Some(OwnChild::start(&arguments, log)?);
+        Ok(())
+    }
+
+    pub(crate) fn start_all(&mut self) -> anyhow::Result<()> {
+        (0..self.len()).try_for_each(|replica| self.start(replica))
+    }
+
+    /// Ends a replica with SIGKILL.
+    pub(crate) fn kill(&mut self, replica: usize) -> anyhow::Result<()> {
+        self.replicas[replica].child.take().map_or(Ok(()), OwnChild::kill)
+    }
+
+    /// Where clients reach the replicas.
+    pub(crate) fn client_addresses(&self) -> Vec<String> {
+        self.replicas.iter().map(|replica| replica.client.to_string()).collect()
+    }
+
+    /// An error that names the first replica that ended by itself, if one did.
+    pub(crate) fn check_alive(&mut self) -> anyhow::Result<()> {
+        for (number, replica) in self.replicas.iter_mut().enumerate() {
+            if let Some(how) = replica.child.as_mut().and_then(OwnChild::ended) {
+                let words = last_line(&replica.log);
+                anyhow::bail!(
+                    "replica {number} ended by itself ({how}): {words} [{}]",
+                    replica.log.display()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// What a replica says of itself.
+    pub(crate) async fn status(&self, replica: usize) -> anyhow::Result<ReplicaStatus> {
+        let address = self.replicas[replica].client.to_string();
+        let connection =
+            Connection::open(&address, None, STATUS_TIMEOUT, ConnectionLimits::default()).await?;
+        let status = tokio::time::timeout(STATUS_TIMEOUT, connection.status()).await??;
+        serde_json::from_str(&status).with_context(|| format!("replica {replica} says {status}"))
+    }
+
+    /// The replica that leads and serves, with its status, if one says so.
+    pub(crate) async fn primary(&self) -> Option<(usize, ReplicaStatus)> {
+        for replica in 0..self.len() {
+            if let Ok(status) = self.status(replica).await
+                && status.role == "primary"
+                && status.serving
+            {
+                return Some((replica, status));
+            }
+        }
+        None
+    }
+}
+
+/// Free ports on loopback. They are free now; nothing keeps them so, but the kernel hands out others for a while.
+pub(crate) fn free_ports(count: usize) -> anyhow::Result<Vec<SocketAddr>> {
+    let bind = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+    let listeners =
+        (0..count).map(bind).collect::<Result<Vec<_>, _>>().context("no free ports on loopback")?;
+    listeners.iter().map(|listener| listener.local_addr().context("a port without an address")).collect()
+}
+
+fn last_line(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing").to_owned()
+}
