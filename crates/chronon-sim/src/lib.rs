@@ -5,6 +5,7 @@
 //! is a function of (seed, configuration, code): the same seed gives the same trace, byte for byte.
 #![forbid(unsafe_code)]
 
+mod bank;
 mod checker;
 mod client;
 mod clock;
@@ -21,6 +22,7 @@ mod world;
 mod world_clients;
 mod world_sinks;
 
+pub use bank::BankWorkload;
 pub use checker::{Checker, Commits, Committed, Completed, Effects, GateWatch, History, Results, Violation};
 pub use client::{CallId, CallKind, ClientConfig};
 pub use clock::WALL_START;
@@ -31,5 +33,5 @@ pub use scenario::{ALL, Cluster, Hand, Prepare, R0, R1, R2, R3, R4, R5, Target};
 pub use sink::{Act, Sink, SinkBehaviour, SinkKind};
 pub use swarm::{Menu, Phase, Report, Swarm};
 pub use trace::{Trace, TraceMode, Who};
-pub use workload::Workload;
+pub use workload::{Applied, Quiet, Workload};
 pub use world::{Fault, World};

@@ -1,7 +1,11 @@
 //! What a world runs and what its clients ask for: a machine, its sinks, its commands and queries.
 
-use chronon_kernel::{Attempt, Engine, EngineOptions, SinkName, SinkSpec};
+use std::collections::BTreeMap;
+
+use chronon_kernel::{Attempt, Engine, EngineOptions, RequestId, SinkName, SinkSpec};
 use chronon_vsr::Prng;
+
+use crate::Sink;
 
 /// A machine and the life around it. Implement it for your own machine to run that in the simulator.
 pub trait Workload {
@@ -25,5 +29,26 @@ pub trait Workload {
     fn outcome(&self, attempt: &Attempt) -> Vec<u8>;
 
     /// What must be true of the machine when all is quiet.
-    fn check_quiet(&self, engine: &dyn Engine) -> Result<(), String>;
+    fn check_quiet(&self, quiet: &Quiet<'_>) -> Result<(), String>;
+}
+
+/// A run at its end, when everything has settled.
+pub struct Quiet<'a> {
+    /// A replay of the log.
+    pub engine: &'a dyn Engine,
+    /// Every command that was applied, in order: its encoding and that of its reply. Repeats are left out.
+    pub applied: Vec<Applied<'a>>,
+    /// The sinks with their ledgers.
+    pub sinks: &'a BTreeMap<SinkName, Sink>,
+}
+
+/// A command that was applied.
+#[derive(Clone, Copy, Debug)]
+pub struct Applied<'a> {
+    /// Where.
+    pub at: RequestId,
+    /// The encoded command.
+    pub command: &'a [u8],
+    /// The encoded reply.
+    pub reply: &'a [u8],
 }

@@ -4,7 +4,9 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::sync::Arc;
 
-use chronon_kernel::{Answer, Attempt, Ended, EngineOptions, Lineage, Origin, SinkName};
+use chronon_kernel::{
+    Answer, Attempt, Ended, EngineOptions, Lineage, Origin, Request, RequestResult, SinkName,
+};
 use chronon_node::{
     Back, BackInput, BackOutput, Front, FrontInput, FrontOutput, FrontStatus, Gate, ToBack, ToFront, Token,
 };
@@ -541,7 +543,19 @@ impl World {
             }
         }
         self.effects.check_end(&self.commits, &self.results, &*engine, &self.sinks)?;
-        self.workload.check_quiet(&*engine).map_err(|what| Violation::new(Checker::Machine, what))
+        let mut applied = Vec::new();
+        for (at, result) in self.results.all() {
+            let committed = self.commits.get(Op::new(at.op)).map(|committed| &committed.requests);
+            if let RequestResult::Replied { at: first, reply, .. } = result
+                && *first == at
+                && let Some(Request::Command { body, .. }) =
+                    committed.and_then(|requests| requests.get(at.request as usize))
+            {
+                applied.push(crate::Applied { at, command: body, reply });
+            }
+        }
+        let quiet = crate::Quiet { engine: &*engine, applied, sinks: &self.sinks };
+        self.workload.check_quiet(&quiet).map_err(|what| Violation::new(Checker::Machine, what))
     }
 
     // Machines

@@ -1,0 +1,207 @@
+//! The reference machine as a workload: transfers between a few accounts, each with a webhook, and a bank of its own
+//! to compare with.
+
+use std::collections::BTreeMap;
+
+use chronon_bank::{
+    Answer, Bank, Command, Effect, Outcome, Query, Rejection, Reply, Transfer, WEBHOOK, WebhookOrder,
+};
+use chronon_kernel::{Attempt, Backoff, Contract, Engine, EngineOptions, SinkName, SinkSpec, engine};
+use chronon_vsr::{Duration, Prng};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::{Quiet, Workload};
+
+/// What every account is opened with.
+const OPENED_WITH: u64 = 500;
+
+/// Transfers between a few accounts.
+#[derive(Clone, Debug)]
+pub struct BankWorkload {
+    /// How many accounts.
+    pub accounts: u64,
+    /// The webhook.
+    pub webhook: SinkSpec,
+    /// In which order webhooks go out.
+    pub order: WebhookOrder,
+    next_transfer: u64,
+}
+
+impl BankWorkload {
+    /// Eight accounts and a webhook under this contract, with short patience.
+    pub fn new(contract: Contract) -> BankWorkload {
+        let mut webhook = SinkSpec::new("sim", "{}", contract);
+        webhook.timeout = Duration::from_millis(200);
+        webhook.backoff =
+            Backoff { first: Duration::from_millis(20), max: Duration::from_secs(1), attempts_max: 0 };
+        BankWorkload { accounts: 8, webhook, order: WebhookOrder::Any, next_transfer: 1 }
+    }
+
+    /// A workload whose contract, lanes and limits are drawn.
+    pub fn draw(prng: &mut Prng) -> BankWorkload {
+        let contract = match prng.below(5) {
+            0 => Contract::Transactional,
+            1 => Contract::Idempotent {
+                window: Duration::from_secs(86_400),
+                replays_errors: prng.chance(1, 4),
+            },
+            2 => Contract::Probe { settle: Duration::from_secs(4) },
+            3 => Contract::AtMostOnce,
+            _ => Contract::AtLeastOnce,
+        };
+        let mut workload = BankWorkload::new(contract);
+        workload.accounts = prng.between(2, 12);
+        workload.webhook.concurrency = prng.between(1, 16) as u32;
+        if prng.chance(1, 2) {
+            workload.order = WebhookOrder::ByPayer;
+        }
+        if prng.chance(1, 4) {
+            workload.webhook.backoff.attempts_max = prng.between(1, 4) as u32;
+        }
+        workload.webhook.parked_holds_lane = prng.chance(1, 2);
+        workload
+    }
+
+    /// The webhook's name.
+    pub fn sink_name() -> SinkName {
+        SinkName::new(WEBHOOK).expect("the bank's own name is a good one")
+    }
+
+    /// A transfer of its own name that the bank accepts.
+    pub fn transfer(&mut self, from: u64, to: u64, amount: u64) -> Vec<u8> {
+        let transfer = self.next_transfer;
+        self.next_transfer += 1;
+        encode(&Command::Transfer(Transfer { transfer, from, to, amount, order: self.order }))
+    }
+}
+
+impl Workload for BankWorkload {
+    fn engine(&self, options: EngineOptions) -> Box<dyn Engine> {
+        engine::<Bank>(options)
+    }
+
+    fn sinks(&self) -> Vec<(SinkName, SinkSpec)> {
+        vec![(BankWorkload::sink_name(), self.webhook.clone())]
+    }
+
+    fn setup(&self) -> Vec<Vec<u8>> {
+        let open = |account| encode(&Command::Open { account, balance: OPENED_WITH });
+        (0..self.accounts).map(open).collect()
+    }
+
+    fn command(&mut self, prng: &mut Prng) -> Vec<u8> {
+        let from = prng.below(self.accounts);
+        // Now and then to an account that does not exist, or more than there is: a rejection is a reply too.
+        let step = prng.between(1, self.accounts - 1);
+        let to = if prng.chance(1, 50) { self.accounts } else { (from + step) % self.accounts };
+        let amount_max = if prng.chance(1, 30) { 10 * OPENED_WITH } else { 40 };
+        let amount = prng.between(1, amount_max);
+        self.transfer(from, to, amount)
+    }
+
+    fn query(&mut self, prng: &mut Prng) -> Vec<u8> {
+        encode(&match prng.below(4) {
+            0 => Query::Totals,
+            1 => Query::Notice { transfer: prng.between(1, self.next_transfer) },
+            _ => Query::Balance { account: prng.below(self.accounts + 1) },
+        })
+    }
+
+    fn outcome(&self, _: &Attempt) -> Vec<u8> {
+        encode(&Outcome { status: 200 })
+    }
+
+    fn check_quiet(&self, quiet: &Quiet<'_>) -> Result<(), String> {
+        let mut model = Model::default();
+        for applied in &quiet.applied {
+            let command = decode(applied.command).ok_or("a command can't be read")?;
+            let expected = model.apply(&command);
+            let reply: Reply = decode(applied.reply).ok_or("a reply can't be read")?;
+            if reply != expected {
+                return Err(format!(
+                    "{command:?} at {:?} was answered {reply:?}, not {expected:?}",
+                    applied.at
+                ));
+            }
+        }
+        for account in 0..self.accounts {
+            let answer = quiet.engine.query(&encode(&Query::Balance { account })).ok();
+            let balance = model.balances.get(&account).copied();
+            if answer != Some(encode(&Answer::Balance(balance))) {
+                return Err(format!("account {account} does not hold {balance:?}"));
+            }
+        }
+        let answer = quiet.engine.query(&encode(&Query::Totals)).ok();
+        let Some(Answer::Totals { held, totals }) = answer.as_deref().and_then(decode) else {
+            return Err("the totals can't be read".to_owned());
+        };
+        if held != totals.opened_with || held != self.accounts * OPENED_WITH {
+            return Err(format!("{held} is held; the accounts were opened with {}", totals.opened_with));
+        }
+        let status = quiet.engine.status();
+        if totals.transfers != model.transfers.len() as u64 || status.emitted != totals.transfers {
+            return Err(format!("{} transfers, {} effects", totals.transfers, status.emitted));
+        }
+        if totals.delivered != status.delivered
+            || totals.undelivered + totals.delivered + status.parked != status.emitted
+        {
+            return Err(format!("the machine heard {totals:?} of {status:?}"));
+        }
+        // The ledger outside: every notice is of a transfer that was made, in just these words, under one key.
+        let mut keys = BTreeMap::new();
+        for act in quiet.sinks.values().flat_map(crate::Sink::ledger) {
+            let effect: Effect = decode(&act.payload).ok_or("a sink's body can't be read")?;
+            if model.transfers.get(&effect.transfer) != Some(&(effect.from, effect.to, effect.amount)) {
+                return Err(format!("the webhook heard of {effect:?}, which was never made"));
+            }
+            if keys.insert(effect.transfer, &act.key).is_some_and(|first| *first != act.key) {
+                return Err(format!("transfer {} came under two keys", effect.transfer));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A bank in twenty lines: what the replies must be if every command is applied once, in log order.
+#[derive(Default)]
+struct Model {
+    balances: BTreeMap<u64, u64>,
+    transfers: BTreeMap<u64, (u64, u64, u64)>,
+}
+
+impl Model {
+    fn apply(&mut self, command: &Command) -> Reply {
+        match *command {
+            Command::Open { account, balance } => {
+                self.balances.insert(account, balance);
+                Reply::Opened
+            }
+            Command::Transfer(Transfer { transfer, from, to, amount, .. }) => {
+                let (payer, payee) = (self.balances.get(&from).copied(), self.balances.get(&to).copied());
+                let unknown = |account| Reply::Rejected(Rejection::UnknownAccount { account });
+                match (payer, payee) {
+                    (None, _) => unknown(from),
+                    (Some(_), None) => unknown(to),
+                    (Some(balance), Some(_)) if balance < amount => {
+                        Reply::Rejected(Rejection::InsufficientFunds { balance })
+                    }
+                    (Some(balance), Some(other)) => {
+                        self.balances.insert(from, balance - amount);
+                        self.balances.insert(to, other + amount);
+                        self.transfers.insert(transfer, (from, to, amount));
+                        Reply::Transferred { from_balance: balance - amount }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    postcard::to_allocvec(value).expect("the bank's types can be written")
+}
+
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    postcard::from_bytes(bytes).ok()
+}
