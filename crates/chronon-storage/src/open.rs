@@ -299,7 +299,7 @@ pub fn open(
         state: superblock::within_bounds(state),
         ..superblock
     };
-    let (steps, checksum) = next.steps_sparing(held_by);
+    let (steps, checksum) = next.steps_of_opening(held_by);
     let failed = |doing: &str| {
         let doing = doing.to_owned();
         move |source| OpenError::Disk { doing, source }
