@@ -144,7 +144,7 @@ impl Workload for BankWorkload {
             return Err(format!("{} transfers, {} effects", totals.transfers, status.emitted));
         }
         if totals.delivered != status.delivered
-            || totals.undelivered + totals.delivered + status.parked != status.emitted
+            || totals.undelivered + totals.delivered + status.parked + status.ready != status.emitted
         {
             return Err(format!("the machine heard {totals:?} of {status:?}"));
         }

@@ -243,11 +243,13 @@ impl Swarm {
                     return Report { failure: Some((Phase::Safety, violation)), ..report };
                 }
             };
-        let phases: [fn(&mut Run, &mut World) -> Result<(), Violation>; 3] =
-            [Run::safety, Run::liveness, Run::quiet];
         let mut failure = None;
-        for (phase, run_phase) in [Phase::Safety, Phase::Liveness, Phase::Quiet].into_iter().zip(phases) {
-            let ended = catch_unwind(AssertUnwindSafe(|| run_phase(&mut run, &mut world)));
+        for phase in [Phase::Safety, Phase::Liveness, Phase::Quiet] {
+            let ended = catch_unwind(AssertUnwindSafe(|| match phase {
+                Phase::Safety => run.safety(&mut world),
+                Phase::Liveness => run.liveness(&mut world),
+                Phase::Quiet => run.quiet(&mut world),
+            }));
             let violation = match ended {
                 Ok(Ok(())) => continue,
                 Ok(Err(violation)) => violation,

@@ -393,7 +393,9 @@ impl World {
             if status.applied != head || status.head != head || status.commit_max.op != head {
                 return Err(format!("R{id} lags behind op {head}: {status:?}"));
             }
-            if engine.scheduled + engine.ready + engine.started + engine.waiting + engine.callbacks != 0 {
+            // Behind a parked effect its lane waits, and rightly so.
+            let ready = if engine.parked == 0 { engine.ready } else { 0 };
+            if engine.scheduled + ready + engine.started + engine.waiting + engine.callbacks != 0 {
                 return Err(format!("R{id} has open effects: {engine:?}"));
             }
         }
@@ -511,12 +513,16 @@ impl World {
             mutations: chronon_vsr::Mutations::NONE,
         };
         let mut engine = self.workload.engine(options);
-        let mut reads: BTreeMap<Op, Vec<(CallId, &[u8], &[u8])>> = BTreeMap::new();
+        let mut reads: BTreeMap<Op, Vec<_>> = BTreeMap::new();
         for completed in self.history.completed() {
             if let (CallKind::Query { query, .. }, Answer::Answered { answer, .. }) =
                 (&completed.kind, &completed.answer)
             {
-                reads.entry(completed.op).or_default().push((completed.call, query, answer));
+                reads.entry(completed.op).or_default().push((
+                    completed.call,
+                    query.as_slice(),
+                    answer.as_slice(),
+                ));
             }
         }
         for op in 0..=self.commits.head().value() {
@@ -1095,11 +1101,10 @@ impl World {
     // Disks
 
     fn start_jobs(&mut self, at: usize) {
-        let Some(process) = &mut self.machines[at].process else { return };
-        while let Some(Job { id, steps }) = process.journal.next_job() {
+        let machine = &mut self.machines[at];
+        let Some(process) = &mut machine.process else { return };
+        if let Some(Job { id, steps }) = process.journal.next_job() {
             process.jobs.insert(id, Running { steps: steps.into(), since: self.now });
-            let machine = &mut self.machines[at];
-            let process = machine.process.as_mut().expect("it was there a moment ago");
             let first = process.jobs[&id].steps.front().expect("a job has steps");
             let latency = machine.disk.latency(first);
             let life = machine.life;

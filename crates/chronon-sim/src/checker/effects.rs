@@ -163,7 +163,8 @@ impl Effects {
         }
         for view in effects.values() {
             let acts = sinks.get(&view.sink).map_or(0, |sink| sink.acts(&view.key).count());
-            self.check_effect(view, acts).or_else(object)?;
+            let limited = engine.sink(&view.sink).is_some_and(|sink| sink.spec.backoff.attempts_max != 0);
+            self.check_effect(view, acts, limited).or_else(object)?;
         }
         // What the ledger has was emitted, by a committed op, in just these words.
         for (name, sink) in sinks {
@@ -184,7 +185,7 @@ impl Effects {
         Ok(())
     }
 
-    fn check_effect(&self, view: &EffectView, acts: usize) -> Result<(), String> {
+    fn check_effect(&self, view: &EffectView, acts: usize, limited: bool) -> Result<(), String> {
         let EffectView { id, contract, state, .. } = view;
         if view.key != self.key(*id) {
             return Err(format!("effect {id} has the key {}", view.key.as_str()));
@@ -206,7 +207,8 @@ impl Effects {
             (None, Some(Parked::InDoubt)) => {
                 let may = match contract {
                     Contract::AtMostOnce | Contract::Idempotent { .. } => true,
-                    Contract::Transactional | Contract::Probe { .. } | Contract::AtLeastOnce => false,
+                    // Only where the attempts are limited may one of unknown end be the last.
+                    Contract::Transactional | Contract::Probe { .. } | Contract::AtLeastOnce => limited,
                 };
                 if !may {
                     return Err(format!("effect {id} is in doubt under {contract:?}"));

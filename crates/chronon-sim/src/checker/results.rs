@@ -104,7 +104,7 @@ impl Results {
         }
         for (number, (request, result)) in committed.requests.iter().zip(results).enumerate() {
             let here = RequestId { op: applied.op.value(), request: number as u32 };
-            self.on_result(here, request, result)?;
+            self.on_result(here, request, result, results)?;
         }
         self.ops.push(Executed { digest: applied.digest, results: results.to_vec() });
         Ok(())
@@ -115,6 +115,7 @@ impl Results {
         here: RequestId,
         request: &Request,
         result: &RequestResult,
+        this_op: &[RequestResult],
     ) -> Result<(), Violation> {
         let Request::Command { origin, .. } = request else { return Ok(()) };
         let (RequestResult::Replied { at, .. } | RequestResult::Aborted { at, .. }) = result else {
@@ -128,8 +129,9 @@ impl Results {
             }
             return Ok(());
         }
-        let first = self.get(Op::new(at.op)).and_then(|results| results.get(at.request as usize));
-        if self.origins.get(&name) != Some(at) || !first.is_some_and(|first| same_reply(first, result)) {
+        let first_op = if at.op == here.op { Some(this_op) } else { self.get(Op::new(at.op)) };
+        let first = first_op.and_then(|results| results.get(at.request as usize));
+        if self.origins.get(&name) != Some(at) || first != Some(result) {
             let what = format!(
                 "the repeat of {name:?} at {here:?} is answered with {result:?}, first was {first:?}"
             );
@@ -137,9 +139,4 @@ impl Results {
         }
         Ok(())
     }
-}
-
-/// Whether a repeat got the first answer.
-pub(crate) fn same_reply(first: &RequestResult, again: &RequestResult) -> bool {
-    first == again
 }
