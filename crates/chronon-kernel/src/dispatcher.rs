@@ -50,7 +50,10 @@ pub struct Dispatcher {
     random: Prng,
     mutations: Mutations,
     serving: Option<Stamp>,
-    /// Orders up to this sequence number were looked at in this reign.
+    /// The stamp served now, or last: what is running belongs to it. A primary that wants to give up and then stays
+    /// pauses within one reign.
+    reign: Option<Stamp>,
+    /// Orders up to this sequence number were looked at since it serves.
     orders_seen: u64,
     /// Reports up to this count were looked at.
     reports_seen: u64,
@@ -95,6 +98,7 @@ impl Dispatcher {
             random: Prng::new(seed),
             mutations,
             serving: None,
+            reign: None,
             orders_seen: 0,
             reports_seen: 0,
             running: BTreeMap::new(),
@@ -129,23 +133,31 @@ impl Dispatcher {
         self.outputs.pop_front().unwrap_or(DispatcherOutput::Wait(self.wait))
     }
 
-    /// A reign begins or ends. Attempts under way go on, but they belong to the reign that started them.
+    /// The primary begins to serve, or stops. Attempts under way go on, and belong to the reign that started them:
+    /// after a pause within one reign none of them is started again.
     fn serve(&mut self, serving: Option<Stamp>) {
         if self.serving == serving {
             return;
         }
         self.serving = serving;
         self.orders_seen = 0;
-        self.running.clear();
         self.claims.clear();
         self.tick = None;
-        // What was to be done as the primary of the old stamp is void; ends are not.
+        // What was to be done as a serving primary is void; ends are not. What was not handed out did not start.
         self.again.retain(|_, again| matches!(again, Again::End { .. }));
+        let running = &mut self.running;
         self.outputs.retain(|output| match output {
-            DispatcherOutput::Start(_) => false,
+            DispatcherOutput::Start(attempt) => {
+                running.remove(&attempt.effect);
+                false
+            }
             DispatcherOutput::Propose(request) => matches!(request, Request::Outcome(_)),
             DispatcherOutput::Wait(_) => true,
         });
+        if serving.is_some() && self.reign != serving {
+            self.reign = serving;
+            self.running.clear();
+        }
     }
 
     fn see_reports(&mut self, engine: &dyn Engine) {
@@ -154,7 +166,7 @@ impl Dispatcher {
         // If some were missed, the ends are proposed again and seen then: a report twice in the log decides once.
         for reported in reports.unwrap_or_default() {
             self.ends.remove(&reported);
-            if Some(reported.stamp) == self.serving
+            if Some(reported.stamp) == self.reign
                 && self.running.get(&reported.effect) == Some(&reported.number)
             {
                 self.running.remove(&reported.effect);
@@ -224,7 +236,7 @@ impl Dispatcher {
                 self.propose_end(now, reported, 0);
             }
             AttemptEnd::Abandoned => {
-                if self.serving == Some(stamp) && self.running.get(&effect) == Some(&number) {
+                if self.reign == Some(stamp) && self.running.get(&effect) == Some(&number) {
                     self.running.remove(&effect);
                     self.again_after(now, START_AGAIN, Again::Order { effect });
                 }

@@ -457,13 +457,12 @@ impl Outbox {
                 let turn = books.next_sequence();
                 books.move_to(effect, Phase::Runnable(turn));
             }
-            Phase::Queued
-            | Phase::Runnable(_)
-            | Phase::Released(_)
-            | Phase::Claimed(_)
-            | Phase::Parked(_) => {
-                unreachable!("only a limit is due in this phase, and it has passed");
+            // The sink's time-out was made shorter since the limit was noted, so the limit is later now.
+            Phase::Queued | Phase::Runnable(_) | Phase::Released(_) => {
+                let effect = Arc::make_mut(self.effects.get_mut(&id).expect("found above"));
+                books.note_due(effect);
             }
+            Phase::Claimed(_) | Phase::Parked(_) => unreachable!("nothing falls due in this phase"),
         }
     }
 

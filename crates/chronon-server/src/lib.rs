@@ -20,6 +20,7 @@ mod admission;
 mod api;
 mod apply;
 mod attempts;
+mod call;
 mod clients;
 mod clock;
 mod config;
@@ -34,6 +35,7 @@ mod stop;
 mod wal;
 mod wire;
 
+pub use call::{Call, CallError};
 pub use config::{Addresses, DiskKind, Limits, Listen, ServerConfig};
 pub use node::{BoundAddresses, Founding, Node, RunningNode, StartError};
 pub use stop::StopReason;

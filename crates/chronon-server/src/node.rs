@@ -11,15 +11,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chronon_client::{Client, ClientOptions, TypedClient};
-use chronon_kernel::{Engine, EngineOptions, Lineage, SinkName, SinkSpec, StateMachine};
+use chronon_kernel::{Contract, Engine, EngineOptions, Lineage, SinkName, SinkSpec, StateMachine};
 use chronon_node::{Back, Front, Gate};
 use chronon_sinks::{ConfigError, Executor, Executors, GateHandle, Secrets};
 use chronon_storage::{
     DataDirectory, Disk, Expect, FormatError, Journal, OpenError, Operation, RealDisk, UnflushedDisk,
 };
 use chronon_vsr::{
-    ClusterId, DiskId, Epoch, Member, Membership, Options, Prng, Recovered, Release, ReplicaId, Ring, Role,
-    VsrState,
+    BODY_SIZE_MAX, ClusterId, DiskId, Epoch, Member, Membership, Options, Prng, Recovered, Release,
+    ReplicaId, Ring, Role, VsrState,
 };
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -30,6 +30,7 @@ use tracing::{info, warn};
 use crate::admission::Admission;
 use crate::apply::{BackMessage, BackThread};
 use crate::attempts::Attempts;
+use crate::call::{Call, CallError, CallExecutor};
 use crate::clock::Clock;
 use crate::config::{DiskKind, ServerConfig};
 use crate::counters::Counters;
@@ -74,6 +75,12 @@ impl Founding {
             membership: Membership { epoch: Epoch::new(0), voters, learners: Vec::new() },
             ring: Ring::DEFAULT,
         })
+    }
+
+    /// With a WAL for so many bytes of live log: at least 16 MiB, or it stays as it is.
+    pub fn log_size(self, bytes: u64) -> Founding {
+        let ring = Ring::new(bytes, BODY_SIZE_MAX as u32).unwrap_or(self.ring);
+        Founding { ring, ..self }
     }
 }
 
@@ -184,6 +191,17 @@ impl<M: StateMachine> Node<M> {
     pub fn sink(mut self, name: SinkName, spec: SinkSpec) -> Node<M> {
         self.sinks.push((name, spec));
         self
+    }
+
+    /// With a sink that is a function of this program: called for each attempt, under this contract.
+    pub fn call<F, T>(self, name: SinkName, contract: Contract, function: F) -> Node<M>
+    where
+        F: Fn(Call<M::Effect>) -> T + Send + Sync + 'static,
+        T: Future<Output = Result<M::Outcome, CallError>> + Send + 'static,
+    {
+        let kind = format!("call:{name}");
+        let spec = SinkSpec::new(kind.clone(), "{}", contract);
+        self.executor(kind, Arc::new(CallExecutor::<M, F>::new(function))).sink(name, spec)
     }
 
     /// Opens the data directory, listens, and takes part. A single replica serves soon after; others once they find

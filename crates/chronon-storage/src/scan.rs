@@ -60,7 +60,7 @@ pub(crate) fn scan(disk: &mut dyn Disk, layout: &Layout, state: &VsrState, mutat
     let map = Map::read(disk, layout);
     let mut chain = map.chain(disk, layout);
     chain.reverse();
-    let durable_through = map.headers.values().map(|header| header.durable_through).max().unwrap_or_default();
+    let durable_through = map.durable_through();
 
     let mut groups = Vec::new();
     let mut uncertain = false;
@@ -228,6 +228,11 @@ impl Map {
         self.headers.values().next_back()
     }
 
+    /// Up to here some group says that everything was durable.
+    fn durable_through(&self) -> Sequence {
+        self.headers.values().map(|header| header.durable_through).max().unwrap_or_default()
+    }
+
     fn units_of(&self, position: u64, length: u64) -> &[Unit] {
         let unit = |position: u64| usize::try_from(position / UNIT as u64).unwrap_or(usize::MAX);
         self.units.get(unit(position)..unit(position + length)).unwrap_or(&[])
@@ -237,7 +242,9 @@ impl Map {
     fn chain(&self, disk: &mut dyn Disk, layout: &Layout) -> Vec<Found> {
         let mut chain: Vec<Found> = Vec::new();
         let Some(newest) = self.newest() else { return chain };
-        let stop = newest.oldest.sequence;
+        // What a group without evidence lets go of is not free yet: should that group be lost, an earlier one counts.
+        let lately = self.headers.range(self.durable_through()..);
+        let stop = lately.map(|(_, header)| header.oldest.sequence).min().unwrap_or(newest.oldest.sequence);
         let mut successor: Option<Successor> = None;
         let mut link = newest.link;
         loop {

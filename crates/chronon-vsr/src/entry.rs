@@ -1,7 +1,6 @@
 //! An entry: what gets ordered. It never changes; re-sent, inherited or repaired, it is the same bytes.
 
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 
 use crate::{Checksum, ClusterId, Op, OpRef, Release, Stamp, Timestamp};
 
@@ -86,24 +85,33 @@ impl EntryHeader {
     }
 
     fn fields(&self) -> [u8; FIELDS_SIZE] {
-        let mut bytes = Vec::with_capacity(FIELDS_SIZE);
-        bytes.extend_from_slice(&self.cluster.value().to_le_bytes());
-        bytes.extend_from_slice(&self.born.epoch.value().to_le_bytes());
-        bytes.extend_from_slice(&self.born.view.value().to_le_bytes());
-        bytes.extend_from_slice(&self.op.value().to_le_bytes());
-        bytes.extend_from_slice(&self.parent.to_bytes());
-        bytes.extend_from_slice(&self.offset.to_le_bytes());
-        bytes.extend_from_slice(&self.timestamp.nanos().to_le_bytes());
-        bytes.extend_from_slice(&self.commit.value().to_le_bytes());
-        bytes.extend_from_slice(&self.release.value().to_le_bytes());
-        bytes.extend_from_slice(&self.body_size.to_le_bytes());
-        bytes.extend_from_slice(&self.body_checksum.to_bytes());
-        bytes.try_into().expect("FIELDS_SIZE is the sum of the fields above")
+        let mut bytes = [0; FIELDS_SIZE];
+        let mut rest: &mut [u8] = &mut bytes;
+        put(&mut rest, self.cluster.value().to_le_bytes());
+        put(&mut rest, self.born.epoch.value().to_le_bytes());
+        put(&mut rest, self.born.view.value().to_le_bytes());
+        put(&mut rest, self.op.value().to_le_bytes());
+        put(&mut rest, self.parent.to_bytes());
+        put(&mut rest, self.offset.to_le_bytes());
+        put(&mut rest, self.timestamp.nanos().to_le_bytes());
+        put(&mut rest, self.commit.value().to_le_bytes());
+        put(&mut rest, self.release.value().to_le_bytes());
+        put(&mut rest, self.body_size.to_le_bytes());
+        put(&mut rest, self.body_checksum.to_bytes());
+        assert!(rest.is_empty());
+        bytes
     }
 }
 
 const FIELDS_SIZE: usize = 16 + 8 + 8 + 8 + 16 + 8 + 8 + 8 + 4 + 4 + 16;
 const _: () = assert!(16 + FIELDS_SIZE <= ENTRY_HEADER_SIZE);
+
+fn put<const N: usize>(rest: &mut &mut [u8], field: [u8; N]) {
+    let (first, after) =
+        core::mem::take(rest).split_first_chunk_mut().expect("FIELDS_SIZE is the sum of the fields");
+    *first = field;
+    *rest = after;
+}
 
 fn take<const N: usize>(rest: &mut &[u8]) -> [u8; N] {
     let (first, after) = rest.split_first_chunk().expect("the caller took as many bytes as there are");

@@ -574,7 +574,10 @@ impl Replica {
         assert!(self.superblock.durable <= self.superblock.asked);
         assert!(self.superblock.promise <= self.superblock.asked);
         assert!(self.applied.op <= self.committed_out);
-        assert!(self.committed_out <= self.log.executable());
+        assert!(
+            self.committed_out <= self.log.executable()
+                || self.options.mutations.breaks(Mutation::ExecuteWithoutChain)
+        );
         assert!(self.log.committed().op <= self.commit_max.op);
         self.log.invariants();
         match &self.part {
@@ -693,11 +696,12 @@ impl Replica {
 
     /// Hands out what is committed, here, and chained to a committed pair.
     fn execute(&mut self) {
-        while self.committed_out < self.log.executable()
-            && self.committed_out.since(self.applied.op) < EXECUTION_LAG_MAX
-        {
+        let by_number = self.options.mutations.breaks(Mutation::ExecuteWithoutChain);
+        let limit = if by_number { self.commit_max.op } else { self.log.executable() };
+        while self.committed_out < limit && self.committed_out.since(self.applied.op) < EXECUTION_LAG_MAX {
             let next = self.committed_out.next();
-            let Some(entry) = self.log.entry(next) else { break };
+            let entry = if by_number { self.log.any_at(next) } else { self.log.entry(next) };
+            let Some(entry) = entry else { break };
             self.outputs.push_back(Output::Commit(entry.clone()));
             self.committed_out = next;
         }

@@ -168,12 +168,20 @@ impl Books {
                 self.sink_mut(effect).parked += 1;
             }
         }
-        effect.due = effect.next_due(self.margin_of(effect));
-        if let Some(due) = effect.due {
-            self.due.insert((due, id));
-        }
+        self.note_due(effect);
         self.fold.word(id.op().value());
         self.fold.word(u64::from(id.n()) << 8 | phase.number());
+    }
+
+    /// Puts an effect into the index of what falls due, at its time as it is now.
+    pub(super) fn note_due(&mut self, effect: &mut Effect) {
+        if let Some(due) = effect.due.take() {
+            self.due.remove(&(due, effect.id));
+        }
+        effect.due = effect.next_due(self.margin_of(effect));
+        if let Some(due) = effect.due {
+            self.due.insert((due, effect.id));
+        }
     }
 
     fn sink_mut(&mut self, effect: &Effect) -> &mut Sink {

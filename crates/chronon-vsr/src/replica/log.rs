@@ -110,6 +110,11 @@ impl Log {
         self.held.get(&entry).map(|held| &held.entry)
     }
 
+    /// Any entry of that number, whatever the chain says: what the guard of the chain is there to prevent.
+    pub(crate) fn any_at(&self, op: Op) -> Option<&Entry> {
+        self.held.iter().find(|(entry, _)| entry.op == op).map(|(_, held)| &held.entry)
+    }
+
     pub(crate) fn on_disk(&self, op: Op) -> OnDisk {
         self.at(op).and_then(|entry| self.held.get(&entry)).map_or(OnDisk::No, |held| held.disk)
     }

@@ -8,8 +8,7 @@ use super::{Part, Recipients, Replica, Timing};
 use crate::detector::Detector;
 use crate::event::{DropReason, Suspicion};
 use crate::{
-    Applied, Duration, Entry, Event, Instant, Mutation, Op, OpRef, PIPELINE_MAX, Payload, Prng, ReplicaId,
-    Stamp,
+    Applied, Duration, Entry, Event, Instant, Op, OpRef, PIPELINE_MAX, Payload, Prng, ReplicaId, Stamp,
 };
 
 /// How far beyond the head entries are kept until the gap below them closes.
@@ -202,9 +201,6 @@ impl Replica {
         }
         match self.log.at(commit_max.op) {
             Some(stands) if stands == commit_max => self.log.commit(commit_max),
-            Some(stands) if self.options.mutations.breaks(Mutation::ExecuteWithoutChain) => {
-                self.log.commit(stands)
-            }
             Some(_) => self.halt(commit_max.op),
             None => {}
         }

@@ -177,7 +177,8 @@ impl Replica {
     }
 
     pub(super) fn on_prepare_ok(&mut self, from: ReplicaId, stamp: Stamp, entry: OpRef, applied: Applied) {
-        let is_ours = stamp == self.stamp;
+        let by_bare_op = self.options.mutations.breaks(Mutation::AckByBareOp);
+        let is_ours = stamp == self.stamp || by_bare_op;
         let Part::Leading(leading) = &mut self.part else { return };
         if !is_ours || !leading.announced {
             return self.event(Event::MessageDropped {
@@ -187,8 +188,7 @@ impl Replica {
             });
         }
         // An ack names what it acks: another entry may have stood at this op in an earlier view.
-        let matches = self.log.at(entry.op) == Some(entry)
-            || (self.options.mutations.breaks(Mutation::AckByBareOp) && entry.op <= self.log.head().op);
+        let matches = self.log.at(entry.op) == Some(entry) || (by_bare_op && entry.op <= self.log.head().op);
         if !matches {
             return self.event(Event::MessageDropped {
                 from,

@@ -7,13 +7,13 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
 
 use chronon_vsr::{
-    Applied, Checksum, ClusterId, Digest, DiskId, Durable, Duration, Entry, Epoch, Event, Incarnation, Input,
-    Instant, Member, Membership, Message, Mutations, Now, Op, Options, Output, Prng, Quorums, ReadNumber,
-    Recipients, Recovered, RecoveredEntry, Release, Replica, ReplicaId, Ring, Role, Timestamp, Timing,
-    Verdict, VsrState, Write,
+    Applied, Checksum, ClusterId, Command, Digest, DiskId, Durable, Duration, Entry, Epoch, Event,
+    Incarnation, Input, Instant, Member, Membership, Message, Mutations, Now, Op, OpRef, Options, Output,
+    Payload, Prng, Quorums, ReadNumber, Recipients, Recovered, RecoveredEntry, Release, Replica, ReplicaId,
+    Ring, Role, Stamp, Timestamp, Timing, Verdict, VsrState, Write,
 };
 
-const CLUSTER: ClusterId = ClusterId::new(0xC0FFEE);
+pub(crate) const CLUSTER: ClusterId = ClusterId::new(0xC0FFEE);
 const LINEAGE: u128 = 7;
 const WALL_START: u64 = 1_700_000_000_000_000_000;
 
@@ -68,7 +68,9 @@ impl Ord for Scheduled {
 }
 
 /// A data directory: what is flushed, and what is on its way.
-struct Disk {
+#[derive(Clone)]
+pub(crate) struct Disk {
+    id: DiskId,
     state: VsrState,
     wal: Vec<Entry>,
     damaged: BTreeSet<(Op, Checksum)>,
@@ -89,6 +91,14 @@ struct Host {
     skew: i64,
     wake_at: Instant,
     deadline: Instant,
+    /// The newest stamp that it asked to be written.
+    decided: Stamp,
+    /// The newest log_stamp that it asked to be written.
+    adopted: Stamp,
+    /// What it ever acked, and no later log excluded.
+    acked: BTreeSet<OpRef>,
+    /// Its executor does nothing before this.
+    executes_from: Instant,
     frozen_until: Instant,
     executed: Applied,
     last_timestamp: Timestamp,
@@ -115,6 +125,13 @@ pub(crate) struct Cluster {
     pub(crate) events: Vec<(usize, Event)>,
     pub(crate) trace: Checksum,
     pub(crate) reads_answered: usize,
+    /// How many writes were asked for.
+    pub(crate) writes: usize,
+    pub(crate) refusals_expected: bool,
+    /// The next message of this kind is lost.
+    pub(crate) lose_next: Option<Command>,
+    /// The chain that the StartViews of each stamp showed, and the newest head.
+    start_views: BTreeMap<Stamp, (BTreeMap<Op, Checksum>, u64)>,
     proposals: u64,
 }
 
@@ -138,10 +155,11 @@ impl Cluster {
             mutations,
         };
         let hosts = (0..n)
-            .map(|_| Host {
+            .map(|i| Host {
                 replica: None,
                 life: 0,
                 disk: Disk {
+                    id: DiskId::new(1000 + i as u128),
                     state: VsrState::format(membership.clone(), root),
                     wal: Vec::new(),
                     damaged: BTreeSet::new(),
@@ -154,6 +172,10 @@ impl Cluster {
                 skew: prng.between(0, 200_000_000) as i64 - 100_000_000,
                 wake_at: Instant::NEVER,
                 deadline: Instant::NEVER,
+                decided: Stamp::first(Epoch::new(0)),
+                adopted: Stamp::first(Epoch::new(0)),
+                acked: BTreeSet::new(),
+                executes_from: Instant::ZERO,
                 frozen_until: Instant::ZERO,
                 executed: Applied { op: Op::ROOT, digest: Digest(0) },
                 last_timestamp: Timestamp::ZERO,
@@ -177,6 +199,10 @@ impl Cluster {
             events: Vec::new(),
             trace: Checksum::of(&[]),
             reads_answered: 0,
+            writes: 0,
+            refusals_expected: false,
+            lose_next: None,
+            start_views: BTreeMap::new(),
             proposals: 0,
         };
         for i in 0..n {
@@ -200,6 +226,9 @@ impl Cluster {
         host.last_timestamp = Timestamp::ZERO;
         host.reads.clear();
         host.role = None;
+        // A decision that was not durable went with the process that made it.
+        host.decided = host.disk.state.stamp;
+        host.adopted = host.disk.state.log_stamp.stamp();
         host.wake_at = Instant::NEVER;
         let disk = &host.disk;
         let entries = disk
@@ -218,7 +247,7 @@ impl Cluster {
             cluster: CLUSTER,
             lineage: LINEAGE,
             replica: ReplicaId::new(i as u8),
-            disk: DiskId::new(1000 + i as u128),
+            disk: disk.id,
             incarnation: disk.incarnation,
             state: disk.state.clone(),
             entries,
@@ -237,13 +266,19 @@ impl Cluster {
         if self.prng.chance(1, 3) {
             self.write_group(i);
         }
+        let notice = self.prng.chance(1, 2);
+        self.stop(i, notice);
+    }
+
+    /// Ends a process; its peers see their connections go, or don't.
+    pub(crate) fn stop(&mut self, i: usize, notice: bool) {
         let host = &mut self.hosts[i];
         host.replica = None;
         host.life += 1;
         host.disk.queue.clear();
         host.disk.stalled_until = Instant::ZERO;
         host.frozen_until = Instant::ZERO;
-        if self.prng.chance(1, 2) {
+        if notice {
             let gone = ReplicaId::new(i as u8);
             for peer in 0..self.n {
                 if self.is_up(peer) && peer != i {
@@ -251,6 +286,30 @@ impl Cluster {
                 }
             }
         }
+    }
+
+    /// What is on the device now.
+    pub(crate) fn image(&self, i: usize) -> Disk {
+        Disk { queue: VecDeque::new(), ..self.hosts[i].disk.clone() }
+    }
+
+    /// Puts an older image back, as a backup tool would.
+    pub(crate) fn restore(&mut self, i: usize, image: Disk) {
+        assert!(!self.is_up(i));
+        self.hosts[i].disk = image;
+    }
+
+    /// An empty disk under the same number.
+    pub(crate) fn replace_disk(&mut self, i: usize) {
+        assert!(!self.is_up(i));
+        self.hosts[i].acked.clear();
+        let disk = &mut self.hosts[i].disk;
+        let membership = disk.state.membership.clone();
+        let root = membership.root(CLUSTER, LINEAGE);
+        disk.id = DiskId::new(2000 + i as u128);
+        disk.state = VsrState::format(membership, root);
+        disk.wal.clear();
+        disk.incarnation = Incarnation::new(0);
     }
 
     /// The body of one flushed entry rots; seen at the next start.
@@ -262,6 +321,13 @@ impl Cluster {
             let (op, checksum) = (disk.wal[at].op(), disk.wal[at].checksum());
             disk.damaged.insert((op, checksum));
         }
+    }
+
+    /// The body of a certain op rots.
+    pub(crate) fn rot_at(&mut self, i: usize, op: Op) {
+        let disk = &mut self.hosts[i].disk;
+        let rotten = disk.wal.iter().filter(|entry| entry.op() == op);
+        disk.damaged.extend(rotten.map(|entry| (entry.op(), entry.checksum())));
     }
 
     /// The last entries of the WAL rot, headers and all; seen at the next start.
@@ -303,6 +369,26 @@ impl Cluster {
                 self.start(i);
             }
         }
+    }
+
+    /// The executor takes a long time over whatever it gets next.
+    pub(crate) fn stall_execution(&mut self, i: usize, duration: Duration) {
+        self.hosts[i].executes_from = self.now + duration;
+    }
+
+    /// Links between two sides are cut, both ways.
+    pub(crate) fn part(&mut self, side: &[usize]) {
+        for a in 0..self.n {
+            for b in 0..self.n {
+                if side.contains(&a) != side.contains(&b) {
+                    self.cut.insert((a, b));
+                }
+            }
+        }
+    }
+
+    pub(crate) fn mend(&mut self) {
+        self.cut.clear();
     }
 
     /// A random mishap.
@@ -356,23 +442,34 @@ impl Cluster {
             .map(|(_, i)| i)
     }
 
-    /// Proposes a body wherever somebody takes himself for the primary.
-    pub(crate) fn propose_anywhere(&mut self) -> usize {
-        let mut taken = 0;
-        for i in 0..self.n {
-            if self.is_up(i) && self.hosts[i].frozen_until <= self.now {
-                self.proposals += 1;
-                let mut body = self.proposals.to_le_bytes().to_vec();
-                body.resize(8 + self.prng.below(200) as usize, 0xAB);
-                let now = self.clocks(i);
-                let replica = self.hosts[i].replica.as_mut().expect("is up");
-                if replica.propose(now, Arc::from(body)).is_ok() {
-                    taken += 1;
-                }
-                self.drain(i);
-            }
+    /// Proposes a body at one replica. Says whether it was taken on.
+    pub(crate) fn propose(&mut self, i: usize) -> bool {
+        if !self.is_up(i) || self.now < self.hosts[i].frozen_until {
+            return false;
         }
-        taken
+        self.proposals += 1;
+        let mut body = self.proposals.to_le_bytes().to_vec();
+        body.resize(8 + self.prng.below(200) as usize, 0xAB);
+        let now = self.clocks(i);
+        let replica = self.hosts[i].replica.as_mut().expect("is up");
+        let is_taken = replica.propose(now, Arc::from(body)).is_ok();
+        self.drain(i);
+        is_taken
+    }
+
+    /// Proposes a body wherever somebody takes himself for the primary. Says how many took one on.
+    pub(crate) fn propose_anywhere(&mut self) -> usize {
+        (0..self.n).filter(|i| self.propose(*i)).count()
+    }
+
+    /// A message as this replica would send it now.
+    pub(crate) fn message_of(&self, i: usize, payload: Payload) -> Message {
+        Message {
+            from: ReplicaId::new(i as u8),
+            incarnation: self.hosts[i].disk.incarnation,
+            stamp: self.replica(i).stamp(),
+            payload,
+        }
     }
 
     /// Starts a read; its index must cover everything that was acknowledged before.
@@ -637,6 +734,17 @@ impl Cluster {
                 }
                 Output::Send(to, message) => self.send(i, to, &message),
                 Output::Persist(write) => {
+                    self.writes += 1;
+                    if let Write::Superblock { state, .. } = &write {
+                        let host = &mut self.hosts[i];
+                        host.decided = state.stamp;
+                        if host.adopted < state.log_stamp.stamp() {
+                            host.adopted = state.log_stamp.stamp();
+                            let stands =
+                                |entry: &OpRef| state.suffix.iter().any(|header| header.op_ref() == *entry);
+                            host.acked.retain(|entry| entry.op <= state.commit_max.op || stands(entry));
+                        }
+                    }
                     let disk = &mut self.hosts[i].disk;
                     disk.queue.push_back((self.now, write));
                     if disk.queue.len() == 1 {
@@ -674,13 +782,37 @@ impl Cluster {
         match &event {
             Event::ForkDetected { op } => panic!("seed {}: fork at {op:?}\n{}", self.seed, self.describe()),
             Event::DigestMismatch { .. } => panic!("seed {}: {event:?}", self.seed),
-            Event::PeerRefused { .. } => panic!("seed {}: {event:?}\n{}", self.seed, self.describe()),
+            Event::PeerRefused { .. } if !self.refusals_expected => {
+                panic!("seed {}: {event:?}\n{}", self.seed, self.describe())
+            }
             _ => {}
         }
         self.events.push((i, event));
     }
 
     fn send(&mut self, from: usize, to: Recipients, message: &Message) {
+        let speaks_for_its_stamp = matches!(
+            message.payload,
+            Payload::Prepare { .. }
+                | Payload::PrepareOk { .. }
+                | Payload::Commit { .. }
+                | Payload::CommitOk { .. }
+                | Payload::StartViewChange { .. }
+                | Payload::DoViewChange { .. }
+                | Payload::StartView { .. }
+                | Payload::ReadIndexOk { .. }
+        );
+        self.check_promises(from, message);
+        if self.lose_next == Some(message.payload.command()) {
+            self.lose_next = None;
+            return;
+        }
+        if speaks_for_its_stamp {
+            let decided = self.hosts[from].decided;
+            assert!(decided <= message.stamp, "seed {}: I17: {message:?} after {decided:?}", self.seed);
+            let durable = self.hosts[from].disk.state.stamp;
+            assert!(message.stamp <= durable, "seed {}: {message:?} before its stamp is durable", self.seed);
+        }
         let bytes = message.encode(CLUSTER);
         self.trace = Checksum::of_pieces(&[&self.trace.to_bytes(), &self.now.nanos().to_le_bytes(), &bytes]);
         let recipients: Vec<usize> = match to {
@@ -700,6 +832,39 @@ impl Cluster {
                 }
                 self.schedule(Duration::from_micros(after), Happening::Deliver { to, bytes: bytes.clone() });
             }
+        }
+    }
+
+    /// I5: who acked an entry never says that it did not, until a StartView of a later stamp excludes it.
+    /// I6: all StartViews of one stamp lie on one chain, and their heads never fall.
+    fn check_promises(&mut self, from: usize, message: &Message) {
+        let seed = self.seed;
+        match &message.payload {
+            Payload::PrepareOk { entry, .. } => {
+                self.hosts[from].acked.insert(*entry);
+            }
+            Payload::DoViewChange { commit_max, uncertain_from, suffix, bits, .. } => {
+                let above = OpRef { op: commit_max.op.next(), checksum: Checksum::from_bytes([0; 16]) };
+                for acked in self.hosts[from].acked.range(above..) {
+                    if uncertain_from.is_some_and(|uncertain| uncertain <= acked.op) {
+                        continue;
+                    }
+                    let at = suffix.iter().position(|header| header.op_ref() == *acked);
+                    let is_honest = at.is_some_and(|at| bits.nack & (1 << at) == 0);
+                    assert!(is_honest, "seed {seed}: I5: {from} acked {acked:?} and nacks it: {message:?}");
+                }
+            }
+            Payload::StartView { suffix, .. } => {
+                let (chain, head) = self.start_views.entry(message.stamp).or_default();
+                for header in suffix {
+                    let stands = *chain.entry(header.op).or_insert(header.checksum());
+                    assert!(stands == header.checksum(), "seed {seed}: I6: two chains in {message:?}");
+                }
+                let now = suffix.last().map_or(0, |header| header.op.value());
+                assert!(*head <= now, "seed {seed}: I6: the head fell: {message:?}");
+                *head = now;
+            }
+            _ => {}
         }
     }
 
@@ -735,7 +900,7 @@ impl Cluster {
         let applied = Applied { op, digest: Digest(u64::from_le_bytes(digest)) };
         host.executed = applied;
         let life = host.life;
-        let after = Duration::from_micros(self.prng.below(300));
+        let after = host.executes_from.since(self.now) + Duration::from_micros(self.prng.below(300));
         // The executor answers in order.
         self.schedule(after, Happening::Executed { replica: i, life, applied });
     }
