@@ -4,7 +4,7 @@
 //! The kernel executes committed ops, one at a time, in log order, and is a pure function of them: the same ops give
 //! the same state, replies, effects and digests on every replica. It names no clock, file, thread or source of
 //! randomness; log time and seeds come with the op.
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 // So that the derive's paths hold in this crate's own tests.
 #[cfg(test)]

@@ -205,6 +205,7 @@ impl Cluster {
                 }
             }
             assert!(Instant::now() < deadline, "no primary");
+            // sleeps: between two looks; what is waited for is the primary.
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -253,6 +254,7 @@ pub(crate) async fn eventually(what: &str, mut so: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !so().await {
         assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        // sleeps: between two looks; what is waited for is the event.
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
