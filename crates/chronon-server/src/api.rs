@@ -9,21 +9,21 @@ mod queries;
 mod sinks;
 mod text;
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
-use axum::serve::Listener;
 use chronon_kernel::{Answer, COMMAND_SIZE_MAX, Submission};
 use chronon_vsr::{ClusterId, ReplicaId};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::time::sleep;
-use tracing::{error, warn};
+use tracing::{debug, warn};
 
 use crate::admission::Admission;
 use crate::config::ServerConfig;
@@ -38,6 +38,12 @@ const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 
 /// The largest body: JSON may be several times the size of the command that it describes.
 const BODY_SIZE_MAX: usize = 4 * COMMAND_SIZE_MAX;
+
+/// A connection that does not bring a whole request head in this time is closed.
+const HEADER_PATIENCE: Duration = Duration::from_secs(30);
+
+/// After a failed accept: out of file descriptors, most likely.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What the handlers share.
 pub(crate) struct Api {
@@ -108,80 +114,29 @@ pub(crate) async fn serve(api: Arc<Api>, listener: TcpListener) {
         })
         .layer(DefaultBodyLimit::max(BODY_SIZE_MAX))
         .with_state(api);
-    if let Err(error) = axum::serve(Bounded { listener, permits }, router).await {
-        error!(%error, "the http port is closed");
-    }
-}
-
-/// A listener that accepts only while fewer than so many connections are open; the rest wait in the backlog.
-struct Bounded {
-    listener: TcpListener,
-    permits: Arc<Semaphore>,
-}
-
-impl Listener for Bounded {
-    type Io = Permitted;
-    type Addr = std::net::SocketAddr;
-
-    async fn accept(&mut self) -> (Permitted, Self::Addr) {
-        let permit = Arc::clone(&self.permits).acquire_owned().await;
-        let permit = permit.expect("the semaphore is never closed");
-        loop {
-            match self.listener.accept().await {
-                Ok((stream, address)) => {
-                    // Without it answers are a little later, not wrong.
-                    let _ = stream.set_nodelay(true);
-                    return (Permitted { stream, _permit: permit }, address);
-                }
-                Err(error) => {
-                    warn!(%error, "can't accept an http connection");
-                    sleep(Duration::from_millis(50)).await;
-                }
+    loop {
+        // At the bound the rest wait in the backlog.
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                warn!(%error, "can't accept an http connection");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
             }
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<Self::Addr> {
-        self.listener.local_addr()
-    }
-}
-
-/// A connection that counts until it closes.
-struct Permitted {
-    stream: TcpStream,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl AsyncRead for Permitted {
-    fn poll_read(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
-        std::pin::Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Permitted {
-    fn poll_write(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        bytes: &[u8],
-    ) -> std::task::Poll<io::Result<usize>> {
-        std::pin::Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
-        std::pin::Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
-        std::pin::Pin::new(&mut self.stream).poll_shutdown(cx)
+        };
+        let service = TowerToHyperService::new(router.clone());
+        tokio::spawn(async move {
+            let _permit = permit;
+            // Without it answers are a little later, not wrong.
+            let _ = stream.set_nodelay(true);
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_PATIENCE)
+                .serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = connection.await {
+                debug!(%error, "an http connection ended");
+            }
+        });
     }
 }

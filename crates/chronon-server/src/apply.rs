@@ -3,12 +3,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use chronon_kernel::{Attempt, AttemptEnd, AttemptNumber, EffectId, Engine};
+use chronon_kernel::{Attempt, AttemptEnd, AttemptNumber, EffectId};
 use chronon_node::{Back, BackInput, BackOutput, ToBack, ToFront};
 use chronon_vsr::{Instant, Stamp};
 use tokio::sync::mpsc;
 
 use crate::clock::Clock;
+use crate::front::Look;
 use crate::mailbox::{Mailbox, Waited};
 
 /// What Back's thread is told. Commits are bounded by Front (`behind_ops_max`), attempts by the sinks' concurrency,
@@ -19,7 +20,7 @@ pub(crate) enum BackMessage {
     /// An attempt has ended.
     AttemptEnded { effect: EffectId, number: AttemptNumber, stamp: Stamp, end: AttemptEnd },
     /// Somebody wants to look at the engine between two ops.
-    Look(Box<dyn FnOnce(&dyn Engine) + Send>),
+    Look(Look),
 }
 
 /// What runs the Back thread.

@@ -100,7 +100,8 @@ pub enum DiskKind {
     #[default]
     Real,
     /// The real one behind a layer that keeps what is not flushed in process memory, so that SIGKILL is a power cut.
-    /// For tests. A file `stall-disk` in the data directory holding a number of milliseconds stalls the next flush.
+    /// For tests. A file `stall-disk` in the data directory that holds a number of milliseconds stalls the next flush,
+    /// `stall-apply` the next op's execution; the file is gone when the stall begins.
     Unflushed,
 }
 

@@ -381,7 +381,7 @@ async fn start(
         http: http_listener.as_ref().map(local).transpose()?,
     };
 
-    let opening = config.clone();
+    let (opening, data) = (config.clone(), path.clone());
     let opened = tokio::task::spawn_blocking(move || open(path, &opening)).await;
     let Opened { directory, disk, journal, recovered } = opened
         .map_err(|panic| StartError::System { doing: "open the data", source: io::Error::other(panic) })??;
@@ -438,7 +438,15 @@ async fn start(
         mutations: config.mutations,
     };
     let back_thread = {
-        let (mailbox, before_commit) = (back_mailbox.clone(), config.before_commit.clone());
+        let mailbox = back_mailbox.clone();
+        let before_commit = match (&config.before_commit, config.disk) {
+            (None, DiskKind::Unflushed) => {
+                let order = data.join("stall-apply");
+                let hook: Arc<dyn Fn() + Send + Sync> = Arc::new(move || drop(stall(&order)));
+                Some(hook)
+            }
+            (hook, DiskKind::Real | DiskKind::Unflushed) => hook.clone(),
+        };
         let mutations = config.mutations;
         move || BackThread {
             back: Back::new(engine(options), seed, mutations),
@@ -577,20 +585,23 @@ fn open(path: PathBuf, config: &ServerConfig) -> Result<Opened, OpenError> {
     Ok(Opened { directory, disk, journal, recovered })
 }
 
-/// A disk whose flushes wait as long as the file `stall-disk` says, in milliseconds, once.
+/// A disk whose flushes wait as long as the file `stall-disk` says, once.
 fn stallable(disk: RealDisk, path: &Path) -> UnflushedDisk<RealDisk> {
-    let stall = path.join("stall-disk");
-    UnflushedDisk::new(disk).with_hook(Box::new(move |operation| {
-        if let Operation::Flush { .. } = operation
-            && let Ok(text) = std::fs::read_to_string(&stall)
-        {
-            // Removed first: a test sees by that when the stall begins.
-            std::fs::remove_file(&stall)?;
-            let millis = text.trim().parse().map_err(io::Error::other)?;
-            std::thread::sleep(Duration::from_millis(millis));
-        }
-        Ok(())
+    let order = path.join("stall-disk");
+    UnflushedDisk::new(disk).with_hook(Box::new(move |operation| match operation {
+        Operation::Flush { .. } => stall(&order),
+        Operation::Read { .. } | Operation::Write { .. } => Ok(()),
     }))
+}
+
+/// Sleeps as many milliseconds as this file says, if there is one.
+fn stall(order: &Path) -> io::Result<()> {
+    let Ok(text) = std::fs::read_to_string(order) else { return Ok(()) };
+    // Removed first: a test sees by that when the stall begins.
+    std::fs::remove_file(order)?;
+    let millis = text.trim().parse().map_err(io::Error::other)?;
+    std::thread::sleep(Duration::from_millis(millis));
+    Ok(())
 }
 
 /// What the Front thread is started with.

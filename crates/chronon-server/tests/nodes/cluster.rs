@@ -97,13 +97,22 @@ pub(crate) struct Cluster {
     pub(crate) founding: Founding,
     directory: tempfile::TempDir,
     ports: Vec<[SocketAddr; 3]>,
+    change: Box<dyn Fn(ServerConfig) -> ServerConfig + Send + Sync>,
     pub(crate) nodes: Vec<Option<RunningNode<Tally>>>,
 }
 
 impl Cluster {
     /// Formats so many replicas and starts them.
     pub(crate) async fn start(replicas: u8) -> Cluster {
-        let founding = Founding::draw(replicas).unwrap().log_size(16 << 20);
+        Cluster::start_with(replicas, |config| config).await
+    }
+
+    /// The same, with every configuration changed by this.
+    pub(crate) async fn start_with(
+        replicas: u8,
+        change: impl Fn(ServerConfig) -> ServerConfig + Send + Sync + 'static,
+    ) -> Cluster {
+        let founding = Founding::draw(replicas).unwrap().log_size(32 << 20);
         let directory = tempfile::tempdir().unwrap();
         // All at once, so that no port is given out twice.
         let held: Vec<TcpListener> =
@@ -112,7 +121,7 @@ impl Cluster {
         drop(held);
         let ports = ports.chunks_exact(3).map(|chunk| chunk.try_into().unwrap()).collect();
         let nodes = (0..replicas).map(|_| None).collect();
-        let mut cluster = Cluster { founding, directory, ports, nodes };
+        let mut cluster = Cluster { founding, directory, ports, change: Box::new(change), nodes };
         for replica in 0..replicas {
             Node::<Tally>::format(cluster.path(replica), &cluster.founding, ReplicaId::new(replica)).unwrap();
             cluster.start_one(replica).await.unwrap();
@@ -148,7 +157,7 @@ impl Cluster {
     pub(crate) async fn start_one(&mut self, replica: u8) -> Result<(), StartError> {
         let out = SinkName::new("out").unwrap();
         let node = Node::<Tally>::open(self.path(replica))
-            .config(self.config(replica))
+            .config((self.change)(self.config(replica)))
             .call(out, Contract::AtLeastOnce, async |call| {
                 Ok::<_, CallError>(format!("sent {}", call.effect))
             })

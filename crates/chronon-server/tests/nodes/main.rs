@@ -1,6 +1,8 @@
 //! Real nodes in one process: threads, sockets, disks.
+#![allow(clippy::unwrap_used, reason = "the helpers of tests are tests")]
 
 mod bad_input;
 mod cluster;
 mod commands;
 mod http;
+mod trouble;
