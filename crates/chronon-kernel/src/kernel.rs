@@ -35,8 +35,9 @@ pub struct Kernel<M: StateMachine> {
     emitted: u32,
     /// Calls of the machine by the op that is executed.
     calls: u32,
-    /// What a callback emitted found no room: the next op tries again.
-    blocked: bool,
+    /// What a callback emitted found no room while so many effects were open: it is tried again once there are fewer, or
+    /// by the next op.
+    blocked: Option<usize>,
     counters: Counters,
 }
 
@@ -75,7 +76,7 @@ impl<M: StateMachine> Kernel<M> {
             fold: Fold::EMPTY,
             emitted: 0,
             calls: 0,
-            blocked: false,
+            blocked: None,
             counters: Counters::default(),
         }
     }
@@ -248,12 +249,12 @@ impl<M: StateMachine> Kernel<M> {
 
     /// Lets the machine hear what it has still to hear, in log order, as far as the budget goes.
     fn run_callbacks(&mut self, budget: &mut usize) {
-        while 0 < *budget && !self.blocked {
+        while 0 < *budget && self.blocked.is_none_or(|open| self.outbox.len() < open) {
             let Some((sequence, callback)) = self.outbox.next_callback() else { return };
             *budget -= 1;
             match self.run_callback(callback) {
                 Ok(()) => self.outbox.remove_callback(sequence),
-                Err(NoRoom) => self.blocked = true,
+                Err(NoRoom) => self.blocked = Some(self.outbox.len()),
             }
         }
     }
@@ -346,7 +347,7 @@ impl<M: StateMachine> Engine for Kernel<M> {
         }
         self.emitted = 0;
         self.calls = 0;
-        self.blocked = false;
+        self.blocked = None;
         let requests = match Batch::split(op.body) {
             Some(batch) => batch.requests,
             None => {
@@ -387,7 +388,7 @@ impl<M: StateMachine> Engine for Kernel<M> {
     }
 
     fn next_due(&self) -> Option<Timestamp> {
-        let callbacks = match (self.outbox.next_callback(), self.blocked) {
+        let callbacks = match (self.outbox.next_callback(), self.blocked.is_some()) {
             (None, _) => None,
             (Some(_), false) => Some(self.now()),
             (Some(_), true) => Some(self.now() + BLOCKED_RETRY),

@@ -13,6 +13,11 @@ use crate::view::{
 use crate::{Attempt, AttemptNumber, EffectId, SinkName};
 
 impl Outbox {
+    /// How many effects are open.
+    pub(crate) fn len(&self) -> usize {
+        self.effects.len()
+    }
+
     /// The effect, if it is still parked for this time.
     pub(crate) fn parked_now(&self, id: EffectId, parking: u32) -> Option<Arc<Effect>> {
         let effect = self.effects.get(&id)?;

@@ -1,0 +1,14 @@
+//! The kernel through its public door: ops go in, results, orders and views come out.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests, outside of test functions")]
+
+mod commands;
+mod contracts;
+mod desk;
+mod dispatching;
+mod lanes;
+mod limits;
+mod log;
+mod probe_machine;
+mod random;
+mod time;
