@@ -294,3 +294,127 @@ impl Bank {
         Ok(Reply::Transferred { from_balance })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chronon_kernel::{
+        Batch, CodecError, CommittedOp, Contract, Engine, EngineOptions, Kernel, Limits, Lineage, Origin,
+        Request, RequestResult, SinkName, SinkSpec, edge,
+    };
+    use chronon_vsr::{Epoch, Mutations, Op, Stamp, Timestamp};
+
+    struct Branch {
+        kernel: Kernel<Bank>,
+        op: u64,
+    }
+
+    impl Branch {
+        fn open() -> Branch {
+            let options =
+                EngineOptions { lineage: Lineage(1), limits: Limits::DEFAULT, mutations: Mutations::NONE };
+            let mut branch = Branch { kernel: Kernel::new(options), op: 0 };
+            let name = SinkName::new(WEBHOOK).expect("it is a name");
+            let spec = Some(SinkSpec::new("http", "{}", Contract::AtLeastOnce));
+            branch.run(Request::SinkSet { name, spec, expected_revision: None });
+            branch
+        }
+
+        fn run(&mut self, request: Request) -> RequestResult {
+            self.op += 1;
+            let body = Batch::join(&[request.encode()]);
+            let timestamp = Timestamp::from_nanos(self.op);
+            let born = Stamp::first(Epoch::new(0));
+            let op = CommittedOp { op: Op::new(self.op), born, timestamp, body: &body };
+            self.kernel.commit(op).results.remove(0)
+        }
+
+        /// The reply as JSON, and how many effects there were. Each key is another request.
+        fn submit(&mut self, key: &str, json: &str) -> (String, usize) {
+            let edge = edge::<Bank>();
+            let body = edge.command_from_json(json.as_bytes()).expect("it is a command");
+            let origin = Origin::Key { principal: String::new(), key: key.to_owned() };
+            match self.run(Request::Command { origin, body }) {
+                RequestResult::Replied { reply, effects, .. } => {
+                    (edge.reply_to_json(&reply).expect("it is a reply"), effects.len())
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+
+        fn ask(&self, json: &str) -> String {
+            let edge = edge::<Bank>();
+            let query = edge.query_from_json(json.as_bytes()).expect("it is a query");
+            edge.answer_to_json(&self.kernel.query(&query).expect("it is answered")).expect("it is an answer")
+        }
+    }
+
+    // Scenario 67.
+    #[test]
+    fn a_rejected_command_answers_with_its_typed_reply_and_the_same_on_a_repeat() {
+        let mut branch = Branch::open();
+        assert_eq!(branch.submit("1", r#"{"open":{"account":1,"balance":10}}"#).0, r#""opened""#);
+        assert_eq!(branch.submit("2", r#"{"open":{"account":2,"balance":0}}"#).0, r#""opened""#);
+        let too_much = r#"{"transfer":{"transfer":1,"from":1,"to":2,"amount":11}}"#;
+        let rejected = (r#"{"rejected":{"insufficient_funds":{"balance":10}}}"#.to_owned(), 0);
+        assert_eq!(branch.submit("3", too_much), rejected);
+        // There is enough now, but this very request was answered.
+        branch.submit("4", r#"{"open":{"account":3,"balance":100}}"#);
+        branch.submit("5", r#"{"transfer":{"transfer":2,"from":3,"to":1,"amount":100}}"#);
+        assert_eq!(branch.submit("3", too_much), rejected);
+        let cases = [
+            (r#"{"open":{"account":1,"balance":1}}"#, r#"{"rejected":{"account_exists":{"account":1}}}"#),
+            (
+                r#"{"transfer":{"transfer":3,"from":1,"to":9,"amount":1}}"#,
+                r#"{"rejected":{"unknown_account":{"account":9}}}"#,
+            ),
+            (r#"{"open":{"account":4,"balance":18446744073709551615}}"#, r#"{"rejected":"too_much"}"#),
+        ];
+        for (place, (command, reply)) in cases.into_iter().enumerate() {
+            assert_eq!(branch.submit(&format!("case {place}"), command).0, reply);
+        }
+    }
+
+    #[test]
+    fn transfers_conserve_money_and_each_emits_one_webhook_with_its_name() {
+        let mut branch = Branch::open();
+        for account in 0..4 {
+            branch.submit(
+                &format!("open {account}"),
+                &format!(r#"{{"open":{{"account":{account},"balance":100}}}}"#),
+            );
+        }
+        for transfer in 0..50_u64 {
+            let (from, to) = (transfer % 4, (transfer / 4 + 1 + transfer) % 4);
+            if from == to {
+                continue;
+            }
+            let command = format!(
+                r#"{{"transfer":{{"transfer":{transfer},"from":{from},"to":{to},"amount":{},"order":"by_payer"}}}}"#,
+                transfer % 60 + 1
+            );
+            let (reply, effects) = branch.submit(&format!("transfer {transfer}"), &command);
+            assert_eq!(effects, usize::from(reply.contains("transferred")));
+        }
+        assert!(
+            branch.ask(r#""totals""#).starts_with(r#"{"totals":{"held":400,"totals":{"opened_with":400,"#)
+        );
+        let effects = branch.kernel.effects(&Default::default(), None, 100);
+        for effect in &effects {
+            let body = edge::<Bank>().effect_to_json(&effect.payload).expect("it is an effect");
+            assert!(body.starts_with(r#"{"transfer":"#) && body.contains(r#","amount":"#), "{body}");
+        }
+        assert!(!effects.is_empty());
+    }
+
+    #[test]
+    fn a_transfer_of_nothing_or_to_oneself_is_not_admitted() {
+        for json in [
+            r#"{"transfer":{"transfer":1,"from":1,"to":2,"amount":0}}"#,
+            r#"{"transfer":{"transfer":1,"from":1,"to":1,"amount":1}}"#,
+        ] {
+            let refused = edge::<Bank>().command_from_json(json.as_bytes());
+            assert!(matches!(refused, Err(CodecError::Refused { .. })), "{refused:?}");
+        }
+    }
+}

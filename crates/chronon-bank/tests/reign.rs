@@ -43,12 +43,12 @@ impl Primary {
     }
 
     fn set_sink(&mut self, spec: SinkSpec) {
-        let name = SinkName::new(WEBHOOK).unwrap();
+        let name = SinkName::new(WEBHOOK).expect("it is a name");
         self.commit(Request::SinkSet { name, spec: Some(spec), expected_revision: None });
     }
 
     fn command(&mut self, key: u32, json: &str) {
-        let body = edge::<Bank>().command_from_json(json.as_bytes()).unwrap();
+        let body = edge::<Bank>().command_from_json(json.as_bytes()).expect("it is a command");
         let origin = Origin::Key { principal: String::new(), key: key.to_string() };
         self.commit(Request::Command { origin, body });
     }
