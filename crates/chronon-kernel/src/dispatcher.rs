@@ -88,6 +88,9 @@ const TICK_INTERVAL: Duration = Duration::from_millis(10);
 /// When a tick that is not seen in the log is proposed again.
 const TICK_LOST: Duration = Duration::from_secs(1);
 
+/// Log time is waited for by the monotonic clock, so the wall clock is looked at this often: it may be set.
+const WALL_LOOK: Duration = Duration::from_secs(1);
+
 /// When an attempt that never left, or a frozen sink's, is looked at again.
 const START_AGAIN: Duration = Duration::from_millis(100);
 
@@ -303,7 +306,7 @@ impl Dispatcher {
         let Some(stamp) = self.serving else { return again };
         let due = if engine.holds_claims_older_than(stamp) { Some(now.wall) } else { engine.next_due() };
         let tick = due.map_or(Instant::NEVER, |due| {
-            (now.monotonic + due.since(now.wall)).max(self.tick_allowed_at(engine))
+            (now.monotonic + due.since(now.wall).min(WALL_LOOK)).max(self.tick_allowed_at(engine))
         });
         again.min(tick)
     }
