@@ -8,12 +8,12 @@
 //! c.assert_committed(ALL, 2).assert_event(R1, |e| matches!(e, Event::EntryRepaired { .. }));
 //! ```
 
-use chronon_kernel::{Consistency, Origin};
+use chronon_kernel::{Consistency, Contract, Origin};
 use chronon_storage::File;
 use chronon_vsr::{Duration, Event, Op, ReplicaId};
 
 use crate::world::{index, unnamed};
-use crate::{CallKind, Completed, Config, Envelope, Fate, Fault, TraceMode, Workload, World};
+use crate::{BankWorkload, CallKind, Completed, Config, Envelope, Fate, Fault, TraceMode, Workload, World};
 
 /// The first replica.
 pub const R0: ReplicaId = ReplicaId::new(0);
@@ -51,6 +51,19 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// A calm cluster of so many replicas that runs the bank, whose webhook dedups by key for a day.
+    pub fn new(replicas: usize) -> Cluster {
+        Cluster::with_contract(
+            replicas,
+            Contract::Idempotent { window: Duration::from_secs(86_400), replays_errors: false },
+        )
+    }
+
+    /// A calm cluster of so many replicas that runs the bank, with a webhook under this contract.
+    pub fn with_contract(replicas: usize, contract: Contract) -> Cluster {
+        Cluster::of(replicas, Box::new(BankWorkload::new(contract)))
+    }
+
     /// A calm cluster of so many replicas that runs this workload.
     pub fn of(replicas: usize, workload: Box<dyn Workload>) -> Cluster {
         let mut config = Config::calm(replicas, 1);

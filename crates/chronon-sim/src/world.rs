@@ -669,6 +669,8 @@ impl World {
             }
         }
         let id = machine.id;
+        // What has left goes on outside; nobody waits for its end any more.
+        self.out_calls.retain(|_, out_call| out_call.at != at);
         for (token, (client, call)) in process.tokens {
             // The connection is reset: the client knows that it does not know.
             let delay = self.network.delay();
@@ -1132,6 +1134,8 @@ impl World {
             let what = error.to_string();
             self.trace
                 .note(self.now, Who::Replica(self.machines[at].id), 0xdead, || format!("stops: {what}"));
+            // The steps after the one that failed have not begun.
+            self.process(at).jobs.clear();
             self.kill(at);
             self.machines[at].failed = Some(what);
             let fault = Fault::Start(self.machines[at].id);

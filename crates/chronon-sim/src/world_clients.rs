@@ -234,7 +234,10 @@ impl World {
                 let op = Op::new(session.0.op);
                 self.client_completes(number, op, Answer::Decided(result));
             }
-            RequestResult::SinkSet { .. } | RequestResult::Done => {
+            // The key was another command's: that is the answer.
+            RequestResult::SinkSet { .. }
+            | RequestResult::Done
+            | RequestResult::Refused(Refusal::KeyReused) => {
                 self.client_completes(number, floor, Answer::Decided(result));
             }
             RequestResult::Refused(Refusal::Busy(_)) => self.client_not_executed(number),

@@ -207,7 +207,8 @@ impl Effects {
             (None, Some(Parked::InDoubt)) => {
                 let may = match contract {
                     Contract::AtMostOnce | Contract::Idempotent { .. } => true,
-                    // Only where the attempts are limited may one of unknown end be the last.
+                    // One of unknown end is the last only where attempts are limited, or the sink then said a firm no.
+                    _ if view.attempts.iter().any(|attempt| attempt.ended == "permanent") => true,
                     Contract::Transactional | Contract::Probe { .. } | Contract::AtLeastOnce => limited,
                 };
                 if !may {
