@@ -418,6 +418,61 @@ fn two_rotten_copies_of_one_committed_entry_of_three_are_reported_not_lost() {
     assert!((0..3).all(|i| c.replica(i).committed_out() < op));
 }
 
+#[test]
+fn a_backup_that_lost_its_tail_acks_nothing_until_its_own_question_is_answered() {
+    let (mut c, primary) = settled_three(Mutations::NONE);
+    let backup = (primary + 1) % 3;
+    c.crash(backup);
+    c.rot_tail(backup);
+    c.part(&[backup]);
+    c.start(backup);
+    c.run(ms(150));
+    assert_eq!(Status::RecoveringHead, c.status(backup));
+    c.mend();
+    c.run(ms(2000));
+    assert_eq!(Status::Normal, c.status(backup));
+    assert_eq!(c.replica(primary).head(), c.replica(backup).head());
+    c.settle();
+}
+
+#[test]
+fn a_lost_tail_and_a_power_cut_of_all_lose_nothing() {
+    for seed in 0..10 {
+        let (mut c, primary) = settled_three(Mutations::NONE);
+        let backup = (primary + 1 + seed % 2) % 3;
+        c.propose(primary);
+        c.run(ms(seed as u64));
+        for i in 0..3 {
+            c.crash(i);
+        }
+        c.rot_tail(backup);
+        for i in 0..3 {
+            c.start(i);
+        }
+        c.settle();
+    }
+}
+
+#[test]
+fn a_backup_that_slept_through_a_thousand_ops_catches_up_while_work_goes_on() {
+    let (mut c, primary) = settled_three(Mutations::NONE);
+    let backup = (primary + 1) % 3;
+    c.part(&[backup]);
+    for _ in 0..400 {
+        c.propose(primary);
+        c.propose(primary);
+        c.propose(primary);
+        c.run(ms(5));
+    }
+    c.mend();
+    let caught_up = c.run_until(ms(5000), |c| {
+        c.propose(primary);
+        c.acknowledged.since(c.replica(backup).committed_out()) < 10
+    });
+    assert!(caught_up, "{}", c.describe());
+    c.settle();
+}
+
 /// Every kind of message, lost once, around a change of views: nothing stays wedged, and not for long.
 #[test]
 fn one_lost_message_of_any_kind_wedges_nobody() {

@@ -10,7 +10,7 @@ use chronon_vsr::{
     Applied, Checksum, ClusterId, Command, Digest, DiskId, Durable, Duration, Entry, Epoch, Event,
     Incarnation, Input, Instant, Member, Membership, Message, Mutations, Now, Op, OpRef, Options, Output,
     Payload, Prng, Quorums, ReadNumber, Recipients, Recovered, RecoveredEntry, Release, Replica, ReplicaId,
-    Ring, Role, Stamp, Timestamp, Timing, Verdict, VsrState, Write,
+    Ring, Role, Stamp, Status, Timestamp, Timing, Verdict, VsrState, Write,
 };
 
 pub(crate) const CLUSTER: ClusterId = ClusterId::new(0xC0FFEE);
@@ -553,6 +553,10 @@ impl Cluster {
 
     pub(crate) fn replica(&self, i: usize) -> &Replica {
         self.hosts[i].replica.as_ref().expect("is up")
+    }
+
+    pub(crate) fn status(&self, i: usize) -> Status {
+        self.replica(i).status()
     }
 
     pub(crate) fn describe(&self) -> String {
