@@ -220,7 +220,8 @@ fn restore_log(recovered: &Recovered, options: Options, root: OpRef) -> Restored
     // What the scan could not name lies above the head: whatever stands at or below it, the chain names. The op that
     // storage gives may be too high, if the last entry that it could read is of a log that was replaced.
     let hole = log.head().op < above && !recovered.scan_complete;
-    let unnamed = (recovered.uncertain_from.is_some() || hole).then(|| log.head().op.next());
+    let found = recovered.uncertain_from.is_some() || state.uncertain_from.is_some() || hole;
+    let unnamed = found.then(|| log.head().op.next());
     let uncertain_from = [state.uncertain_from, unnamed].into_iter().flatten().min();
     Restored { log, uncertain_from, fork: result.err().map(|fork| fork.op) }
 }
