@@ -214,6 +214,8 @@ fn refused(refusal: Refusal) -> SubmitError {
     match refusal {
         Refusal::SessionEvicted => SubmitError::SessionEvicted,
         Refusal::Busy(full) => busy(full),
+        // It may have been applied before its reply was dropped, so "refused" would be a lie.
+        Refusal::ReplyForgotten { .. } => SubmitError::Unknown,
         refusal => SubmitError::Refused(refusal),
     }
 }
@@ -275,13 +277,13 @@ impl Inner {
         }
     }
 
-    /// Something that has no number of its own: doing it twice is as good as once.
+    /// Something that has no number of its own. It is repeated until somebody knows what became of it.
     async fn act(&self, request: impl Fn(bool) -> Submission) -> Result<RequestResult, SubmitError> {
         let deadline = Instant::now() + self.options.timeout;
         match self.order(request, deadline, false).await {
             Ordered::Decided(result) => Ok(result),
             Ordered::NotExecuted(why) => Err(SubmitError::NotExecuted(why)),
-            Ordered::Unknown => Err(SubmitError::NotExecuted(NotExecuted::Expired)),
+            Ordered::Unknown => Err(SubmitError::Unknown),
         }
     }
 

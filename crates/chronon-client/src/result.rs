@@ -71,6 +71,9 @@ pub enum SubmitError {
         /// To ask again.
         ticket: Ticket,
     },
+    /// Nobody can say whether it took effect, and it has no number under which to ask again: look before it is repeated.
+    #[error("whether it took effect is unknown; look before repeating it")]
+    Unknown,
     /// The cluster forgot the session, and with it what became of this request. Later requests get a new session.
     #[error("the session was evicted: whether the request was executed is unknown")]
     SessionEvicted,
