@@ -33,7 +33,7 @@ async fn submit_through_a_stall(cluster: &Cluster, replica: u8, order: &str, sta
     while began.is_none_or(|began: Instant| began.elapsed() < stall + Duration::from_millis(300)) {
         within("submit", client.submit(&Command::Add(1))).await.unwrap();
         acknowledged += 1;
-        // At the pace of a client that thinks: the log of a test is small.
+        // sleeps: at the pace of a client that thinks, since the log of a test is small.
         tokio::time::sleep(Duration::from_millis(5)).await;
         if began.is_none() && !order.exists() {
             began = Some(Instant::now());
