@@ -119,6 +119,8 @@ impl Books {
             }
             Phase::Runnable(turn) => {
                 self.sink_mut(effect).runnable.remove(&turn);
+                // Whoever stands behind it may be next, also when it leaves without having been released.
+                self.dirty.insert(effect.sink.clone());
             }
             Phase::Released(sequence) => {
                 self.orders.remove(&sequence);

@@ -24,6 +24,8 @@ pub(crate) struct Log {
     requests: u64,
     session: Option<SessionId>,
     pub(crate) limits: Limits,
+    /// Whether what must hold is checked: not while a guard is broken.
+    pub(crate) checks: bool,
 }
 
 pub(crate) fn stamp(view: u64) -> Stamp {
@@ -97,6 +99,7 @@ impl Log {
             requests: 0,
             session: None,
             limits,
+            checks: true,
         }
     }
 
@@ -129,7 +132,9 @@ impl Log {
         let op = CommittedOp { op: Op::new(self.op), born: self.stamp, timestamp: self.now, body };
         let applied = self.kernel.commit(op);
         assert_eq!(applied, self.twin.commit(op), "two kernels execute one op alike");
-        self.check();
+        if self.checks {
+            self.check();
+        }
         applied.results
     }
 

@@ -9,6 +9,8 @@ mod dispatching;
 mod lanes;
 mod limits;
 mod log;
+#[cfg(feature = "mutations")]
+mod mutations;
 mod probe_machine;
 mod random;
 mod time;
