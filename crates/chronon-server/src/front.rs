@@ -169,7 +169,7 @@ impl FrontThread {
                 Some(durable) = inlets.durable.recv() => self.durable(durable),
                 Some(from_back) = inlets.back.recv() => self.handle(FrontInput::Back(from_back)),
                 Some(ask) = inlets.asks.recv() => self.ask(ask),
-                () = sleep(patience) => self.tick(),
+                () = sleep(patience) => {}
             }
             for _ in 0..TURN_MAX {
                 let Ok(durable) = inlets.durable.try_recv() else { break };
@@ -182,6 +182,10 @@ impl FrontThread {
             for _ in 0..TURN_MAX {
                 let Ok(ask) = inlets.asks.try_recv() else { break };
                 self.ask(ask);
+            }
+            // Looked at in every turn: under load something else is always readable before a timer is heard.
+            if deadline <= self.clock.monotonic() {
+                self.tick();
             }
             deadline = self.carry_out();
         }
@@ -401,8 +405,10 @@ impl FrontThread {
         }
     }
 
-    /// Answers everybody who still waits: nobody can say any more what becomes of it.
-    pub(crate) fn abandon_waiters(&self) {
+    /// The replica stops: no more attempts start, and everybody who still waits hears that nobody can say any more
+    /// what becomes of it.
+    pub(crate) fn end(&self) {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner).close();
         for (_, waiter) in self.waiters.borrow_mut().drain() {
             waiter.answer(Answer::Indeterminate);
         }

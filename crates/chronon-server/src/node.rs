@@ -668,6 +668,6 @@ impl FrontParts {
         spawn(Box::pin(Peers::accept(Rc::clone(&front), peer_listener)));
         spawn(Box::pin(clients::accept(Rc::clone(&front), client_listener)));
         Rc::clone(&front).run(inlets).await;
-        front.abandon_waiters();
+        front.end();
     }
 }
