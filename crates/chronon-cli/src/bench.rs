@@ -40,8 +40,11 @@ struct Latencies {
     max_us: u64,
 }
 
+/// A minute: what takes longer is entered as that.
+const LATENCY_MAX_NANOS: u64 = 60_000_000_000;
+
 fn histogram() -> Histogram<u64> {
-    Histogram::new(3).expect("three digits are a legal precision")
+    Histogram::new_with_bounds(1, LATENCY_MAX_NANOS, 3).expect("legal bounds and precision")
 }
 
 fn record(histogram: &mut Histogram<u64>, took: Duration) {

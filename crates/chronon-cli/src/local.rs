@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use chronon_client::{Connection, ConnectionLimits};
-use chronon_vsr::Ring;
+use chronon_vsr::{Prng, Ring};
 use serde::Deserialize;
 
 use crate::children::OwnChild;
@@ -209,11 +209,22 @@ impl LocalCluster {
     }
 }
 
-/// Free ports on loopback. They are free now; nothing keeps them so, but the kernel hands out others for a while.
+/// Free ports on loopback, to be listened on again and again.
 pub(crate) fn free_ports(count: usize) -> anyhow::Result<Vec<SocketAddr>> {
-    let bind = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-    let listeners =
-        (0..count).map(bind).collect::<Result<Vec<_>, _>>().context("no free ports on loopback")?;
+    // Below the range that ports of outgoing connections are drawn from: one of those could take the port of a replica
+    // that is down for a moment.
+    const PORTS: (u64, u64) = (10_000, 32_000);
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let mut prng = Prng::new(since.as_nanos() as u64 ^ u64::from(std::process::id()).rotate_left(32));
+    let mut listeners = Vec::new();
+    let mut tries = count * 100;
+    while listeners.len() < count {
+        anyhow::ensure!(0 < tries, "no free ports on loopback");
+        tries -= 1;
+        let port = u16::try_from(prng.between(PORTS.0, PORTS.1))?;
+        // All are held until the last one is found, so that none is found twice.
+        listeners.extend(TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok());
+    }
     listeners.iter().map(|listener| listener.local_addr().context("a port without an address")).collect()
 }
 

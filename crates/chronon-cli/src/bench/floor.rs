@@ -131,7 +131,8 @@ fn flush_again_and_again(file: &File, count: u32) -> anyhow::Result<hdrhistogram
 }
 
 fn zero_filled(path: &Path) -> anyhow::Result<File> {
-    let mut file = OpenOptions::new().create_new(true).write(true).open(path)?;
+    let opened = OpenOptions::new().create(true).truncate(true).write(true).open(path);
+    let mut file = opened.with_context(|| format!("can't make {}", path.display()))?;
     let zeros = vec![0; 1024 * 1024];
     for _ in 0..FILE / zeros.len() as u64 {
         file.write_all(&zeros)?;

@@ -31,7 +31,8 @@ pub(crate) struct Workforce {
     begun: AtomicU32,
     kills_left: AtomicU32,
     books: Mutex<Books>,
-    success: Notify,
+    /// Something was written into the books.
+    entered: Notify,
 }
 
 /// What the clients wrote down: the ledger inside.
@@ -71,7 +72,7 @@ impl Workforce {
             begun: AtomicU32::new(0),
             kills_left: AtomicU32::new(kills),
             books: Mutex::new(Books::default()),
-            success: Notify::new(),
+            entered: Notify::new(),
         })
     }
 
@@ -100,14 +101,17 @@ impl Workforce {
         self.begun.load(Ordering::Relaxed) < self.transfers
     }
 
-    /// Waits for an acknowledgement that came after `since`.
-    pub(crate) async fn success_after(&self, since: Instant) {
+    /// Waits for an acknowledgement that came after `since`. False: none came, and nothing is left to submit.
+    pub(crate) async fn success_after(&self, since: Instant) -> bool {
         loop {
-            let success = self.success.notified();
+            let entered = self.entered.notified();
             if self.lock().successes.last().is_some_and(|last| since < *last) {
-                return;
+                return true;
             }
-            success.await;
+            if !self.has_more() {
+                return false;
+            }
+            entered.await;
         }
     }
 
@@ -133,7 +137,7 @@ impl Workforce {
             }
             Some(problem) => books.problems.push(format!("{id}: {problem}")),
         }
-        self.success.notify_waiters();
+        self.entered.notify_waiters();
     }
 
     /// One client: transfer after transfer, each until its end is known.
@@ -154,9 +158,10 @@ impl Workforce {
                     Err(error) => break Some(error.to_string()),
                 }
             };
+            let failed = problem.is_some();
             self.enter(id, problem);
             let pause = self.pause();
-            if !pause.is_zero() {
+            if !failed && !pause.is_zero() {
                 tokio::time::sleep(pause).await;
             }
         }

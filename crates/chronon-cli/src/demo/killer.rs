@@ -24,10 +24,10 @@ pub(crate) struct Killer {
 }
 
 impl Killer {
-    /// Kills the primary so many times, and says when. With `everybody`, the power goes once for all replicas first.
-    pub(crate) async fn run(&mut self, kills: u32, everybody: bool) -> anyhow::Result<Vec<Instant>> {
+    /// Kills the primary so many times, and says when. With `power_cut` the power goes for all replicas first.
+    pub(crate) async fn run(&mut self, kills: u32, power_cut: bool) -> anyhow::Result<Vec<Instant>> {
         let mut killed = Vec::new();
-        if everybody {
+        if power_cut {
             self.pause(300, 600).await;
             self.power_cut().await?;
         }
@@ -40,7 +40,8 @@ impl Killer {
                 self.progress.say("the transfers are used up before the kills".to_owned());
                 break;
             }
-            killed.push(self.kill_primary(kill + 1).await?);
+            let Some(at) = self.kill_primary(kill + 1).await? else { break };
+            killed.push(at);
             self.work.kill_done();
         }
         if kills == 0 {
@@ -53,14 +54,14 @@ impl Killer {
         tokio::time::sleep(Duration::from_millis(self.prng.between(from_ms, to_ms))).await;
     }
 
-    async fn kill_primary(&mut self, number: u32) -> anyhow::Result<Instant> {
+    /// None: nothing was acknowledged any more after it.
+    async fn kill_primary(&mut self, number: u32) -> anyhow::Result<Option<Instant>> {
         let (primary, _) = self.primary().await?;
         let at = Instant::now();
         self.cluster.kill(primary)?;
-        let success = tokio::time::timeout(PATIENCE, self.work.success_after(at));
-        success
-            .await
-            .with_context(|| format!("no command was acknowledged within {PATIENCE:?} of a kill"))?;
+        if !self.success_after(at).await? {
+            return Ok(None);
+        }
         let until = at.elapsed();
         self.progress.say(format!(
             "kill {number}: replica {primary}; the next command was acknowledged {} ms later",
@@ -69,7 +70,13 @@ impl Killer {
         self.pause(0, 300).await;
         self.cluster.start(primary)?;
         self.caught_up(primary).await?;
-        Ok(at)
+        Ok(Some(at))
+    }
+
+    async fn success_after(&mut self, at: Instant) -> anyhow::Result<bool> {
+        let success = tokio::time::timeout(PATIENCE, self.work.success_after(at)).await;
+        self.cluster.check_alive()?;
+        success.with_context(|| format!("no command was acknowledged within {PATIENCE:?}"))
     }
 
     async fn kill_receiver(&mut self) -> anyhow::Result<()> {
@@ -84,7 +91,12 @@ impl Killer {
             self.cluster.kill(replica)?;
         }
         self.progress.say("the power went, for all replicas at once".to_owned());
-        self.cluster.start_all()
+        self.cluster.start_all()?;
+        let success = self.success_after(Instant::now()).await?;
+        if success {
+            self.progress.say("the cluster is back".to_owned());
+        }
+        Ok(())
     }
 
     async fn primary(&mut self) -> anyhow::Result<(usize, crate::local::ReplicaStatus)> {

@@ -1,0 +1,126 @@
+//! The command line: what an operator does, and what is told when something is wrong.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod support;
+
+use support::{Cluster, Directory, chronon, stderr, stdout};
+
+/// Runs a command against the cluster and reads its JSON.
+fn ask(cluster: &Cluster, arguments: &[&str]) -> serde_json::Value {
+    let api = cluster.api();
+    let output = chronon(&[arguments, &["--json", "--api", &api]].concat());
+    assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
+    serde_json::from_str(&stdout(&output)).unwrap()
+}
+
+fn refused(arguments: &[&str]) -> String {
+    let output = chronon(arguments);
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {}{}", stdout(&output), stderr(&output));
+    stderr(&output)
+}
+
+#[tokio::test]
+async fn an_operator_sets_a_sink_submits_queries_and_looks_at_effects() {
+    let cluster = Cluster::started("operate", 3);
+    cluster.primary(None).await;
+    // Nobody listens there: the effect stays open.
+    let sink = ["sinks", "set", "webhook", "--contract", "idempotent", "--window", "24h"];
+    let set = ask(&cluster, &[&sink[..], &["--url", "http://127.0.0.1:9/hook", "--allow-private"]].concat());
+    assert_eq!(set["revision"], 1, "{set}");
+    for account in [1, 2] {
+        let open = format!(r#"{{"open":{{"account":{account},"balance":100}}}}"#);
+        assert_eq!(ask(&cluster, &["submit", &open])["reply"], "opened");
+    }
+    let transfer = r#"{"transfer":{"transfer":7,"from":1,"to":2,"amount":30}}"#;
+    let first = ask(&cluster, &["submit", transfer, "--key", "k"]);
+    assert_eq!(ask(&cluster, &["submit", transfer, "--key", "k"]), first, "a repeat has the same answer");
+    let balance = ask(&cluster, &["query", r#"{"balance":{"account":2}}"#]);
+    assert_eq!(balance["answer"]["balance"], 130, "{balance}");
+
+    let effect = first["effects"][0].as_str().unwrap().to_owned();
+    let listed = ask(&cluster, &["effects", "list", "--sink", "webhook"]);
+    assert_eq!(listed["effects"][0]["id"], effect.as_str(), "{listed}");
+    let shown = ask(&cluster, &["effects", "show", &effect]);
+    assert_eq!(shown["payload"]["amount"], 30, "{shown}");
+    assert_eq!(ask(&cluster, &["sinks", "show", "webhook"])["open"], 1);
+    assert_eq!(ask(&cluster, &["sinks", "list"])["sinks"][0]["name"], "webhook");
+    let status = ask(&cluster, &["status"]);
+    assert_eq!(status["replicas"].as_array().unwrap().len(), 3, "{status}");
+
+    // The same for people.
+    let api = cluster.api();
+    for arguments in
+        [&["status"][..], &["effects", "list"], &["sinks", "list"], &["effects", "show", &effect]]
+    {
+        let output = chronon(&[arguments, &["--api", &api]].concat());
+        assert!(output.status.success() && !output.stdout.is_empty(), "{arguments:?}: {}", stderr(&output));
+    }
+    let error = refused(&["submit", r#"{"opne":1}"#, "--api", &api]);
+    assert!(error.contains("opne") && error.contains("open"), "{error}");
+    let error = refused(&["effects", "show", "9999-0", "--api", &api]);
+    assert!(error.contains("there is no effect 9999-0"), "{error}");
+    let error = refused(&["sinks", "set", "x", "--contract", "probe", "--url", "http://a", "--api", &api]);
+    assert!(error.contains("--settle"), "{error}");
+}
+
+#[test]
+fn a_misspelt_key_names_file_line_key_and_what_is_allowed() {
+    let cluster = Cluster::init("typo", 1);
+    let config = cluster.config(0);
+    let text = std::fs::read_to_string(config).unwrap();
+    let line = text.lines().position(|line| line.starts_with("http")).unwrap() + 1;
+    std::fs::write(config, text.replace("http = ", "htpp = ")).unwrap();
+    let error = refused(&["start", "--config", config]);
+    assert!(
+        error.contains(&format!("{config}:{line}:1: unknown key \"htpp\", did you mean \"http\"?")),
+        "{error}"
+    );
+    assert!(error.contains("allowed here: peer, client, http"), "{error}");
+}
+
+#[test]
+fn a_cluster_is_made_in_an_empty_directory_only() {
+    let directory = Directory::new("not-empty");
+    std::fs::write(directory.0.join("diary"), "dear").unwrap();
+    let error = refused(&["init", "--dir", directory.0.to_str().unwrap()]);
+    assert!(error.contains("is not empty") && error.contains("diary"), "{error}");
+    assert_eq!(std::fs::read_to_string(directory.0.join("diary")).unwrap(), "dear");
+}
+
+#[test]
+fn a_data_directory_of_another_replica_or_of_another_cluster_is_refused() {
+    let cluster = Cluster::init("other-replica", 2);
+    let other = std::fs::canonicalize(cluster.config(1)).unwrap().with_file_name("data");
+    let set = format!("data={}", other.display());
+    let error = refused(&["start", "--config", cluster.config(0), "--set", &set]);
+    assert!(error.contains("replica 1"), "{error}");
+    let error = refused(&[
+        "start",
+        "--config",
+        cluster.config(0),
+        "--set",
+        "cluster=\"00000000000000000000000000000001\"",
+    ]);
+    assert!(error.contains("of cluster"), "{error}");
+    let error = refused(&["start", "--config", cluster.config(0), "--set", "data=/nowhere"]);
+    assert!(error.contains("/nowhere") && error.contains("init"), "{error}");
+}
+
+#[tokio::test]
+async fn a_port_in_use_and_a_data_directory_in_use_are_told() {
+    let cluster = Cluster::started("in-use", 1);
+    cluster.primary(None).await;
+    let error = refused(&["start", "--config", cluster.config(0)]);
+    assert!(error.contains("port can't be opened") && error.contains("127.0.0.1:"), "{error}");
+    let free = ["--set", "listen.peer=127.0.0.1:0", "--set", "listen.client=127.0.0.1:0"];
+    let start = ["start", "--config", cluster.config(0), "--set", "listen.http=127.0.0.1:0"];
+    let error = refused(&[&start[..], &free[..]].concat());
+    assert!(error.contains("in use by another process"), "{error}");
+}
+
+#[test]
+fn nobody_at_the_api_is_told_with_what_to_do() {
+    let error = refused(&["status", "--api", "http://127.0.0.1:1"]);
+    assert!(error.contains("no replica is reached") && error.contains("--api"), "{error}");
+}

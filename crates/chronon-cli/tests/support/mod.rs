@@ -1,0 +1,203 @@
+//! Real processes on loopback, ended by us alone.
+#![allow(clippy::unwrap_used, dead_code, reason = "helpers of tests; each test uses some of them")]
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use chronon_client::{Connection, ConnectionLimits};
+use chronon_vsr::Prng;
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How long anything may take before a test gives up on it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs the command line to its end.
+pub(crate) fn chronon(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_chronon")).args(arguments).output().unwrap()
+}
+
+pub(crate) fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+pub(crate) fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A directory of its own, removed unless its test fails.
+pub(crate) struct Directory(pub(crate) PathBuf);
+
+impl Directory {
+    pub(crate) fn new(name: &str) -> Directory {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Directory(path)
+    }
+
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            std::fs::remove_dir_all(&self.0).unwrap();
+        }
+    }
+}
+
+/// Free ports below the range that ports of outgoing connections are drawn from: one of those could take the port of a
+/// replica that is down for a moment.
+fn free_ports(count: usize) -> Vec<u16> {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let mut prng = Prng::new(since.as_nanos() as u64 ^ u64::from(std::process::id()).rotate_left(32));
+    let mut listeners = Vec::new();
+    while listeners.len() < count {
+        let port = u16::try_from(prng.between(10_000, 32_000)).unwrap();
+        listeners.extend(TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok());
+    }
+    listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
+}
+
+/// A cluster that `chronon init` made, on free ports.
+pub(crate) struct Cluster {
+    pub(crate) directory: Directory,
+    replicas: Vec<Replica>,
+}
+
+struct Replica {
+    config: String,
+    client: String,
+    http: String,
+    child: Option<Child>,
+}
+
+impl Cluster {
+    /// Makes a cluster; nothing runs yet.
+    pub(crate) fn init(name: &str, replicas: usize) -> Cluster {
+        let directory = Directory::new(name);
+        let dir = directory.path("cluster");
+        let made = chronon(&["init", "--replicas", &replicas.to_string(), "--dir", &dir, "--log-mib", "32"]);
+        assert!(made.status.success(), "{}", stderr(&made));
+        let ports = free_ports(replicas * 3);
+        let port = |place: usize| ports[place];
+        let replicas = (0..replicas)
+            .map(|replica| {
+                let config = format!("{dir}/replica-{replica}/chronon.toml");
+                let mut text = std::fs::read_to_string(&config).unwrap();
+                for place in 0..replicas * 3 {
+                    let given = 7_100 + place / 3 * 10 + place % 3;
+                    text = text
+                        .replace(&format!("127.0.0.1:{given}\""), &format!("127.0.0.1:{}\"", port(place)));
+                }
+                std::fs::write(&config, text).unwrap();
+                Replica {
+                    config,
+                    client: format!("127.0.0.1:{}", port(replica * 3 + 1)),
+                    http: format!("http://127.0.0.1:{}", port(replica * 3 + 2)),
+                    child: None,
+                }
+            })
+            .collect();
+        Cluster { directory, replicas }
+    }
+
+    pub(crate) fn started(name: &str, replicas: usize) -> Cluster {
+        let mut cluster = Cluster::init(name, replicas);
+        (0..replicas).for_each(|replica| cluster.start(replica));
+        cluster
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.replicas.len()
+    }
+
+    pub(crate) fn config(&self, replica: usize) -> &str {
+        &self.replicas[replica].config
+    }
+
+    pub(crate) fn clients(&self) -> Vec<String> {
+        self.replicas.iter().map(|replica| replica.client.clone()).collect()
+    }
+
+    pub(crate) fn api(&self) -> String {
+        self.replicas.iter().map(|replica| replica.http.clone()).collect::<Vec<_>>().join(",")
+    }
+
+    pub(crate) fn start(&mut self, replica: usize) {
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.directory.0.join(format!("replica-{replica}.log")))
+            .unwrap();
+        let Replica { config, child, .. } = &mut self.replicas[replica];
+        let started = Command::new(env!("CARGO_BIN_EXE_chronon"))
+            .args(["start", "--config", config])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        *child = Some(started);
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self, replica: usize) {
+        let mut child = self.replicas[replica].child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// SIGTERM, and whether it ended well.
+    pub(crate) fn terminate(&mut self, replica: usize) -> bool {
+        self.signal(replica, Signal::TERM);
+        self.replicas[replica].child.take().unwrap().wait().unwrap().success()
+    }
+
+    /// Sends a signal to a replica that runs: a child of ours that nobody has waited for.
+    pub(crate) fn signal(&self, replica: usize, signal: Signal) {
+        let id = self.replicas[replica].child.as_ref().unwrap().id();
+        kill_process(Pid::from_raw(i32::try_from(id).unwrap()).unwrap(), signal).unwrap();
+    }
+
+    /// A connection to one replica and no other.
+    pub(crate) async fn connection(&self, replica: usize) -> Option<Connection> {
+        let address = &self.replicas[replica].client;
+        Connection::open(address, None, Duration::from_secs(1), ConnectionLimits::default()).await.ok()
+    }
+
+    /// What a replica says of itself.
+    pub(crate) async fn status(&self, replica: usize) -> Option<serde_json::Value> {
+        let connection = self.connection(replica).await?;
+        let status = tokio::time::timeout(Duration::from_secs(1), connection.status()).await.ok()?.ok()?;
+        Some(serde_json::from_str(&status).unwrap())
+    }
+
+    /// Waits for the replica that leads and serves, other than `not`.
+    pub(crate) async fn primary(&self, not: Option<usize>) -> usize {
+        let began = Instant::now();
+        loop {
+            for replica in (0..self.len()).filter(|replica| Some(*replica) != not) {
+                let status = self.status(replica).await.unwrap_or_default();
+                if status["role"] == "primary" && status["serving"] == true {
+                    return replica;
+                }
+            }
+            assert!(began.elapsed() < PATIENCE, "no replica leads");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for child in self.replicas.iter_mut().filter_map(|replica| replica.child.as_mut()) {
+            // It may be gone already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
