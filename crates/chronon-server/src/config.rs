@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chronon_node::FrontLimits;
+use chronon_storage::Operation;
 use chronon_vsr::{ClusterId, ReplicaId, Timing};
 
 /// Everything a replica's process is told besides its data directory.
@@ -32,7 +34,12 @@ pub struct ServerConfig {
     pub mutations: chronon_vsr::Mutations,
     /// Called on the Back thread before each op is executed. For tests: a slow `apply`.
     pub before_commit: Option<Arc<dyn Fn() + Send + Sync>>,
+    /// Asked on the WAL thread before each operation of an unflushed disk. For tests: a disk that stalls, or fails.
+    pub before_disk: Option<DiskHook>,
 }
+
+/// Looks at what a disk is about to do: it may wait, or refuse.
+pub type DiskHook = Arc<dyn Fn(Operation) -> io::Result<()> + Send + Sync>;
 
 impl fmt::Debug for ServerConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -61,6 +68,7 @@ impl Default for ServerConfig {
             engine: chronon_kernel::Limits::DEFAULT,
             mutations: chronon_vsr::Mutations::NONE,
             before_commit: None,
+            before_disk: None,
         }
     }
 }

@@ -62,6 +62,8 @@ counters! {
     attempts_abandoned,
     /// View changes that this replica took part in.
     view_changes,
+    /// Times that this replica gave the primacy up of its own accord.
+    abdications,
 }
 
 /// One count.

@@ -396,7 +396,10 @@ impl FrontThread {
             Event::ForkDetected { op } => error!(%op, "two logs where there must be one: this replica halts"),
             Event::PeerRefused { replica, why } => error!(%replica, ?why, "a peer is refused"),
             Event::ReadRoundConfirmed { round } => debug!(round, "read round confirmed"),
-            Event::Abdicated { stamp, why } => warn!(%stamp, ?why, "gave the primacy up"),
+            Event::Abdicated { stamp, why } => {
+                self.counters.abdications.add();
+                warn!(%stamp, ?why, "gave the primacy up");
+            }
             Event::DigestMismatch { op, peer } => error!(%op, %peer, "replicas disagree about the state"),
             Event::ClockDegraded => warn!("no majority of clocks agrees"),
             Event::ClockAgreed => info!("a majority of clocks agrees again"),
@@ -534,10 +537,15 @@ impl FrontHandle {
         // Nobody waits any more: the caller went away.
         let look: Look = Box::new(move |engine| drop(seen_sender.send(look(engine))));
         let (answer, receiver) = oneshot::channel();
-        match self.ask(Ask::Look { look, consistency, timeout, answer }, receiver).await {
-            Answer::Answered { .. } => seen.await.map_err(|_| Answer::Indeterminate),
-            answer => Err(answer),
-        }
+        let looked = async {
+            match self.ask(Ask::Look { look, consistency, timeout, answer }, receiver).await {
+                Answer::Answered { .. } => seen.await.map_err(|_| Answer::Indeterminate),
+                answer => Err(answer),
+            }
+        };
+        // Front keeps to the time until it hands the look over; Back may be busy with one op for longer.
+        let expired = Err(Answer::NotExecuted(NotExecuted::Expired));
+        tokio::time::timeout(timeout, looked).await.unwrap_or(expired)
     }
 
     /// Whether the replica has stopped.

@@ -36,6 +36,6 @@ mod wal;
 mod wire;
 
 pub use call::{Call, CallError};
-pub use config::{Addresses, DiskKind, Limits, Listen, ServerConfig};
+pub use config::{Addresses, DiskHook, DiskKind, Limits, Listen, ServerConfig};
 pub use node::{BoundAddresses, Founding, Node, RunningNode, StartError};
 pub use stop::StopReason;

@@ -32,7 +32,7 @@ use crate::apply::{BackMessage, BackThread};
 use crate::attempts::Attempts;
 use crate::call::{Call, CallError, CallExecutor};
 use crate::clock::Clock;
-use crate::config::{DiskKind, ServerConfig};
+use crate::config::{DiskHook, DiskKind, ServerConfig};
 use crate::counters::Counters;
 use crate::front::{FrontHandle, FrontThread, Inlets, Joints};
 use crate::mailbox::Mailbox;
@@ -578,19 +578,22 @@ fn open(path: PathBuf, config: &ServerConfig) -> Result<Opened, OpenError> {
         directory.disk().map_err(|source| OpenError::Disk { doing: "open the files".to_owned(), source })?;
     let mut disk: Box<dyn Disk + Send> = match config.disk {
         DiskKind::Real => Box::new(disk),
-        DiskKind::Unflushed => Box::new(stallable(disk, directory.path())),
+        DiskKind::Unflushed => Box::new(stallable(disk, directory.path(), config.before_disk.clone())),
     };
     let expect = Expect { cluster: config.cluster, replica: config.replica };
     let (journal, recovered) = chronon_storage::open(&mut *disk, expect, config.mutations)?;
     Ok(Opened { directory, disk, journal, recovered })
 }
 
-/// A disk whose flushes wait as long as the file `stall-disk` says, once.
-fn stallable(disk: RealDisk, path: &Path) -> UnflushedDisk<RealDisk> {
+/// A disk whose flushes wait as long as the file `stall-disk` says, once; before that each operation asks the hook.
+fn stallable(disk: RealDisk, path: &Path, before: Option<DiskHook>) -> UnflushedDisk<RealDisk> {
     let order = path.join("stall-disk");
-    UnflushedDisk::new(disk).with_hook(Box::new(move |operation| match operation {
-        Operation::Flush { .. } => stall(&order),
-        Operation::Read { .. } | Operation::Write { .. } => Ok(()),
+    UnflushedDisk::new(disk).with_hook(Box::new(move |operation| {
+        before.as_ref().map_or(Ok(()), |before| before(operation))?;
+        match operation {
+            Operation::Flush { .. } => stall(&order),
+            Operation::Read { .. } | Operation::Write { .. } => Ok(()),
+        }
     }))
 }
 

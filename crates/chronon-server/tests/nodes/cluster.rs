@@ -1,20 +1,18 @@
 //! Real nodes in this process, on free ports of loopback, each with a data directory of its own.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use crate::common;
+pub(crate) use crate::common::{PATIENCE, eventually, within};
 use chronon_kernel::{
     Cell, Context, Contract, Emit, Emitted, QueryContext, Settled, SinkName, State, StateMachine, Table,
 };
 use chronon_server::{Addresses, CallError, Founding, Listen, Node, RunningNode, ServerConfig, StartError};
 use chronon_vsr::ReplicaId;
 use serde::{Deserialize, Serialize};
-
-/// How long anything may take here before the test fails.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Adds, keeps, panics, sends: what a test needs of a machine.
 #[derive(Clone, State)]
@@ -235,35 +233,8 @@ impl Answer {
 }
 
 fn request(port: SocketAddr, method: &str, path: &str, headers: &str, body: &str) -> Answer {
-    let mut stream = TcpStream::connect(port).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let length = body.len();
-    write!(
-        stream,
-        "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n{body}"
-    )
-    .unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
+    let text = common::request(port, method, path, headers, body);
     let (head, body) = text.split_once("\r\n\r\n").unwrap();
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
     Answer { status, head: head.to_ascii_lowercase(), text: body.to_owned() }
-}
-
-/// Awaits with the test's patience.
-pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(PATIENCE, future).await {
-        Ok(value) => value,
-        Err(_) => panic!("{what}: took longer than {PATIENCE:?}"),
-    }
-}
-
-/// Asks again until it is so.
-pub(crate) async fn eventually(what: &str, mut so: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !so().await {
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
-        // sleeps: between two looks; what is waited for is the event.
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }

@@ -4,5 +4,7 @@
 mod bad_input;
 mod cluster;
 mod commands;
+#[path = "../common/mod.rs"]
+mod common;
 mod http;
 mod trouble;

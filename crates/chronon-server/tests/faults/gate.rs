@@ -1,0 +1,248 @@
+//! A primary that was cut off and does not know it: what of its calls still leaves, and what of their ends still counts
+//! (scenarios 42 and 73).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use crate::cluster::{Cluster, Serve, Setup};
+use crate::common::{eventually, within};
+use crate::links::Mode;
+use crate::machine::Command;
+use chronon_kernel::{EffectId, EffectKey, Fence};
+use chronon_node::Gate;
+use chronon_server::{Call, CallError};
+use tokio::sync::watch;
+
+/// Who calls: the primary of the first call, or a later one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Caller {
+    Old,
+    New,
+}
+
+/// A call that reached the sink's door.
+#[derive(Clone, Debug)]
+struct Seen {
+    caller: Caller,
+    effect: u64,
+    key: EffectKey,
+    fence: Fence,
+}
+
+/// What the sink answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reply {
+    Done,
+    Refused,
+    /// As a sink that remembers keys and refuses older fences finds.
+    Judged,
+}
+
+/// A sink whose calls wait until the test says how each ends.
+struct Receiver {
+    first: OnceLock<Fence>,
+    seen: Mutex<Vec<Seen>>,
+    replies: watch::Sender<BTreeMap<(Caller, u64), Reply>>,
+    memory: Mutex<Memory>,
+}
+
+/// What a sink that dedups and fences remembers.
+#[derive(Default)]
+struct Memory {
+    fence: Option<Fence>,
+    acted: BTreeMap<EffectKey, String>,
+    acts: u32,
+    fenced_off: u32,
+    repeats: u32,
+}
+
+impl Receiver {
+    fn new() -> Arc<Receiver> {
+        Arc::new(Receiver {
+            first: OnceLock::new(),
+            seen: Mutex::default(),
+            replies: watch::Sender::default(),
+            memory: Mutex::default(),
+        })
+    }
+
+    fn serve(self: &Arc<Receiver>) -> Serve {
+        let receiver = Arc::clone(self);
+        Arc::new(move |_, call| {
+            let receiver = Arc::clone(&receiver);
+            Box::pin(async move { receiver.call(call).await })
+        })
+    }
+
+    async fn call(&self, call: Call<u64>) -> Result<String, CallError> {
+        let caller =
+            if call.fence == *self.first.get_or_init(|| call.fence) { Caller::Old } else { Caller::New };
+        let place = (caller, call.effect);
+        let seen = Seen { caller, effect: call.effect, key: call.key.clone(), fence: call.fence };
+        self.seen.lock().unwrap().push(seen);
+        let mut replies = self.replies.subscribe();
+        let replies = replies.wait_for(|replies| replies.contains_key(&place)).await.unwrap();
+        match replies[&place] {
+            Reply::Done => Ok(format!("{caller:?}")),
+            Reply::Refused => Err(CallError::Refused(format!("{caller:?}"))),
+            Reply::Judged => self.memory.lock().unwrap().judge(caller, &call),
+        }
+    }
+
+    /// Ends a call, or says how it will end.
+    fn reply(&self, caller: Caller, effect: u64, reply: Reply) {
+        self.replies.send_modify(|replies| {
+            replies.insert((caller, effect), reply);
+        });
+    }
+
+    fn seen(&self, caller: Caller) -> BTreeSet<u64> {
+        let seen = self.seen.lock().unwrap();
+        seen.iter().filter(|seen| seen.caller == caller).map(|seen| seen.effect).collect()
+    }
+
+    /// Every effect came under one key, and its own; the later primary's fence is the higher one.
+    fn assert_keys_and_fences(&self) {
+        let seen = self.seen.lock().unwrap();
+        let keys: BTreeSet<_> = seen.iter().map(|seen| (seen.effect, &seen.key)).collect();
+        let effects: BTreeSet<u64> = seen.iter().map(|seen| seen.effect).collect();
+        assert_eq!(keys.len(), effects.len(), "one key an effect: {keys:?}");
+        let fences = |caller| seen.iter().filter(move |seen| seen.caller == caller).map(|seen| seen.fence);
+        assert!(fences(Caller::Old).max() < fences(Caller::New).min());
+    }
+}
+
+impl Memory {
+    fn judge(&mut self, caller: Caller, call: &Call<u64>) -> Result<String, CallError> {
+        if Some(call.fence) < self.fence {
+            self.fenced_off += 1;
+            return Err(CallError::Refused("an older fence".to_owned()));
+        }
+        self.fence = Some(call.fence);
+        if let Some(answer) = self.acted.get(&call.key) {
+            self.repeats += 1;
+            return Ok(answer.clone());
+        }
+        self.acts += 1;
+        let answer = format!("{caller:?}");
+        self.acted.insert(call.key.clone(), answer.clone());
+        Ok(answer)
+    }
+}
+
+async fn send(cluster: &Cluster, primary: u8, effect: u64) -> EffectId {
+    let client = cluster.client(primary);
+    within("submit", client.submit(&Command::Send(effect))).await.unwrap().effects[0]
+}
+
+async fn heard(cluster: &Cluster, at: u8) -> BTreeMap<u64, Vec<String>> {
+    let books = within("query", cluster.client(at).query(&())).await.unwrap().answer;
+    books.assert_sound();
+    books.heard.into_iter().collect()
+}
+
+fn delivered(by: Caller) -> Vec<String> {
+    vec![format!("Delivered(\"{by:?}\")")]
+}
+
+/// Whether an effect's record holds such an end that decided nothing.
+async fn has_evidence(cluster: &Cluster, at: u8, effect: EffectId, ended: &str) -> bool {
+    let shown = cluster.get(at, &format!("/v1/effects/{effect}")).await;
+    let attempts = shown["attempts"].as_array().unwrap();
+    attempts.iter().any(|attempt| attempt["ended"] == ended && attempt["decisive"] == false)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_is_cut_off_starts_nothing_and_its_late_ends_count_only_if_they_are_good() {
+    let receiver = Receiver::new();
+    // Two calls fill the primary: what was ordered behind them has yet to pass the gate.
+    let setup = Setup { attempts_max: 2, serve: receiver.serve(), ..Setup::new(3) };
+    let cluster = Cluster::start(setup).await;
+    let (old, view) = cluster.primary_after(None).await;
+    let first = send(&cluster, old, 1).await;
+    let second = send(&cluster, old, 2).await;
+    let called = async || receiver.seen(Caller::Old) == BTreeSet::from([1, 2]);
+    eventually("the first two are called", called).await;
+    send(&cluster, old, 3).await;
+    send(&cluster, old, 4).await;
+
+    cluster.links.set_all_of(old, Mode::Lose);
+    let cut = Instant::now();
+    let (new, _) = cluster.primary_after(Some(view)).await;
+    let called = async || receiver.seen(Caller::New) == BTreeSet::from([1, 2]);
+    eventually("the new primary calls them too", called).await;
+    let closed = Gate::AGE_MAX + Duration::from_millis(100);
+    eventually("the gate's age", async || closed <= cut.elapsed()).await;
+    receiver.reply(Caller::Old, 1, Reply::Done);
+    receiver.reply(Caller::Old, 2, Reply::Refused);
+    let abandoned = async || 2 <= cluster.counter(old, "attempts_abandoned").await;
+    eventually("the next two come to the gate", abandoned).await;
+    assert_eq!(receiver.seen(Caller::Old), BTreeSet::from([1, 2]), "and don't pass");
+
+    // The late ends arrive while the new primary's calls of the same effects are still under way.
+    cluster.links.set_all_of(old, Mode::Pass);
+    let settled = async || heard(&cluster, new).await.get(&1) == Some(&delivered(Caller::Old));
+    eventually("the late success settles what is open", settled).await;
+    let kept = async || has_evidence(&cluster, new, second, "permanent").await;
+    eventually("the late failure is kept", kept).await;
+    assert!(!heard(&cluster, new).await.contains_key(&2), "and changes nothing");
+
+    for effect in 1..=4 {
+        receiver.reply(Caller::New, effect, Reply::Done);
+    }
+    let settled = async || heard(&cluster, new).await.len() == 4;
+    eventually("everything is settled", settled).await;
+    let kept = async || has_evidence(&cluster, new, first, "delivered").await;
+    eventually("the second success of the first is kept", kept).await;
+    let heard: BTreeMap<_, _> = cluster.books().await.heard.into_iter().collect();
+    assert_eq!(heard[&1], delivered(Caller::Old));
+    for effect in 2..=4 {
+        assert_eq!(heard[&effect], delivered(Caller::New));
+    }
+    assert_eq!(receiver.seen(Caller::Old), BTreeSet::from([1, 2]));
+    assert_eq!(receiver.seen(Caller::New), BTreeSet::from([1, 2, 3, 4]));
+    receiver.assert_keys_and_fences();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_primaries_that_call_one_sink_act_once_under_one_key_and_settle_once() {
+    let receiver = Receiver::new();
+    let cluster = Cluster::start(Setup { serve: receiver.serve(), ..Setup::new(3) }).await;
+    let (old, view) = cluster.primary_after(None).await;
+    // The first call is late on its way; the second acts, and its answer is late.
+    let first = send(&cluster, old, 1).await;
+    let second = send(&cluster, old, 2).await;
+    let called = async || receiver.seen(Caller::Old) == BTreeSet::from([1, 2]);
+    eventually("both are called", called).await;
+    {
+        let seen = receiver.seen.lock().unwrap().clone();
+        let seen = seen.into_iter().find(|seen| seen.effect == 2).unwrap();
+        let mut memory = receiver.memory.lock().unwrap();
+        memory.fence = Some(seen.fence);
+        memory.acted.insert(seen.key, "Old".to_owned());
+        memory.acts += 1;
+    }
+    cluster.links.set_all_of(old, Mode::Lose);
+    receiver.reply(Caller::New, 1, Reply::Judged);
+    receiver.reply(Caller::New, 2, Reply::Judged);
+    let (new, _) = cluster.primary_after(Some(view)).await;
+    let settled = async || heard(&cluster, new).await.len() == 2;
+    eventually("the new primary settles both", settled).await;
+
+    receiver.reply(Caller::Old, 1, Reply::Judged);
+    receiver.reply(Caller::Old, 2, Reply::Done);
+    cluster.links.set_all_of(old, Mode::Pass);
+    let kept = async || {
+        has_evidence(&cluster, new, first, "permanent").await
+            && has_evidence(&cluster, new, second, "delivered").await
+    };
+    eventually("what the old primary learned is kept", kept).await;
+
+    let books = cluster.books().await;
+    let heard: BTreeMap<_, _> = books.heard.into_iter().collect();
+    assert_eq!(heard, BTreeMap::from([(1, delivered(Caller::New)), (2, delivered(Caller::Old))]));
+    receiver.assert_keys_and_fences();
+    let memory = receiver.memory.lock().unwrap();
+    assert_eq!((memory.acts, memory.fenced_off, memory.repeats), (2, 1, 1));
+}

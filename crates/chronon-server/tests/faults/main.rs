@@ -1,0 +1,16 @@
+//! Real nodes, real sockets and real files, with faults that the test chooses: power cuts, stalled disks, lost
+//! messages, sinks that answer late.
+#![allow(clippy::unwrap_used, reason = "the helpers of tests are tests")]
+
+mod brake;
+mod cluster;
+#[path = "../common/mod.rs"]
+mod common;
+mod gate;
+mod links;
+mod load;
+mod machine;
+mod partitions;
+mod power;
+mod sizes;
+mod stalls;
