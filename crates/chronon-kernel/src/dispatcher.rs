@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use chronon_vsr::{Duration, Instant, Mutation, Mutations, Now, Op, Prng, Stamp};
+use chronon_vsr::{Duration, Instant, Mutation, Mutations, Now, Op, Prng, Stamp, Timestamp};
 
 use crate::view::{ClaimState, Order, Reported};
 use crate::{Attempt, AttemptEnd, AttemptNumber, EffectId, EffectKey, Engine, OutcomeReport, Request};
@@ -67,9 +67,20 @@ pub struct Dispatcher {
     again: BTreeMap<(Instant, u64), Again>,
     again_count: u64,
     /// When the last tick was proposed, and what was applied then.
-    tick: Option<(Instant, Op)>,
+    tick: Option<Ticked>,
     outputs: VecDeque<DispatcherOutput>,
     wait: Instant,
+}
+
+/// A tick that was proposed.
+#[derive(Clone, Copy, Debug)]
+struct Ticked {
+    at: Instant,
+    /// What was applied then.
+    applied: Op,
+    /// What was due then, and how many ticks in a row left it due.
+    due: Option<Timestamp>,
+    in_vain: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -286,9 +297,13 @@ impl Dispatcher {
     /// Has something that is due, or claims of a primary before this one, looked at by an op.
     fn propose_tick(&mut self, now: Now, engine: &dyn Engine) {
         let Some(stamp) = self.serving else { return };
-        let due = engine.next_due().is_some_and(|due| due <= now.wall);
-        if (due || engine.holds_claims_older_than(stamp)) && self.tick_allowed_at(engine) <= now.monotonic {
-            self.tick = Some((now.monotonic, engine.applied()));
+        let due = engine.next_due().filter(|due| *due <= now.wall);
+        if (due.is_some() || engine.holds_claims_older_than(stamp))
+            && self.tick_allowed_at(engine) <= now.monotonic
+        {
+            let before = self.tick.filter(|tick| tick.due == due);
+            let in_vain = before.map_or(0, |tick| tick.in_vain.saturating_add(1));
+            self.tick = Some(Ticked { at: now.monotonic, applied: engine.applied(), due, in_vain });
             self.outputs.push_back(DispatcherOutput::Propose(Request::Tick));
         }
     }
@@ -296,8 +311,12 @@ impl Dispatcher {
     fn tick_allowed_at(&self, engine: &dyn Engine) -> Instant {
         match self.tick {
             None => Instant::ZERO,
-            Some((proposed, applied)) if applied < engine.applied() => proposed + TICK_INTERVAL,
-            Some((proposed, _)) => proposed + TICK_LOST,
+            // What is due by our wall clock need not be due in log time: a clock that is ahead of all others would
+            // fill the log with ticks that change nothing.
+            Some(tick) if tick.applied < engine.applied() => {
+                tick.at + TICK_INTERVAL * (1 << tick.in_vain.min(6))
+            }
+            Some(tick) => tick.at + TICK_LOST,
         }
     }
 
