@@ -12,6 +12,7 @@ mod local;
 mod operate;
 mod output;
 mod replica;
+mod sim;
 
 use std::process::ExitCode;
 
@@ -40,6 +41,8 @@ enum Command {
     Sinks(operate::SinksCommand),
     #[command(subcommand)]
     Bench(bench::BenchCommand),
+    #[command(subcommand)]
+    Sim(sim::SimCommand),
     #[command(hide = true)]
     InternalReplica(replica::InternalArguments),
     #[command(hide = true)]
@@ -72,6 +75,7 @@ fn carry_out<M: StateMachine>(command: Command) -> anyhow::Result<ExitCode> {
         Command::Effects(command) => operate::effects(&command),
         Command::Sinks(command) => operate::sinks(&command),
         Command::Bench(command) => bench::run(&command),
+        Command::Sim(command) => Ok(sim::run(&command)),
         Command::InternalReplica(arguments) => replica::start_internal(&arguments),
         Command::InternalReceiver(arguments) => demo::run_receiver(arguments),
         Command::InternalEcho(arguments) => bench::run_echo(&arguments).map(|()| ExitCode::SUCCESS),

@@ -25,6 +25,8 @@ pub struct BankWorkload {
     pub webhook: SinkSpec,
     /// In which order webhooks go out.
     pub order: WebhookOrder,
+    /// Whether some transfers ask for what the bank must reject.
+    pub rejections: bool,
     next_transfer: u64,
 }
 
@@ -35,7 +37,7 @@ impl BankWorkload {
         webhook.timeout = Duration::from_millis(200);
         webhook.backoff =
             Backoff { first: Duration::from_millis(20), max: Duration::from_secs(1), attempts_max: 0 };
-        BankWorkload { accounts: 8, webhook, order: WebhookOrder::Any, next_transfer: 1 }
+        BankWorkload { accounts: 8, webhook, order: WebhookOrder::Any, rejections: false, next_transfer: 1 }
     }
 
     /// A workload whose contract, lanes and limits are drawn.
@@ -51,6 +53,7 @@ impl BankWorkload {
             _ => Contract::AtLeastOnce,
         };
         let mut workload = BankWorkload::new(contract);
+        workload.rejections = true;
         workload.accounts = prng.between(2, 12);
         workload.webhook.concurrency = prng.between(1, 16) as u32;
         if prng.chance(1, 2) {
@@ -92,8 +95,11 @@ impl Workload for BankWorkload {
 
     fn command(&mut self, prng: &mut Prng) -> Vec<u8> {
         let from = prng.below(self.accounts);
-        // Now and then to an account that does not exist, or more than there is: a rejection is a reply too.
         let step = prng.between(1, self.accounts - 1);
+        if !self.rejections {
+            return self.transfer(from, (from + step) % self.accounts, prng.between(1, 3));
+        }
+        // Now and then to an account that does not exist, or more than there is: a rejection is a reply too.
         let to = if prng.chance(1, 50) { self.accounts } else { (from + step) % self.accounts };
         let amount_max = if prng.chance(1, 30) { 10 * OPENED_WITH } else { 40 };
         let amount = prng.between(1, amount_max);

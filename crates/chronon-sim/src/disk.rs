@@ -14,6 +14,9 @@ const ZEROS: [u8; PAGE] = [0; PAGE];
 /// What a disk writes as a whole: after a power cut each such unit is old or new.
 pub const UNIT: usize = 512;
 
+/// What a unit of the WAL holds besides its trailer.
+const UNIT_CONTENT: usize = 496;
+
 /// How a disk behaves. Chances are in parts per million.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskConfig {
@@ -158,18 +161,22 @@ impl SimDisk {
         pages.filter(|(_, page)| page.is_some()).map(|(at, _)| (at * PAGE) as u64).collect()
     }
 
-    /// Where on the device these bytes begin, inside one page. For tests that damage one particular thing.
+    /// Where on the device these bytes begin, every time that they are there, the trailer of each unit left out. For
+    /// tests that damage one particular thing.
     pub(crate) fn find(&self, file: File, needle: &[u8]) -> Vec<u64> {
         let mut places = Vec::new();
+        let (mut content, mut positions) = (Vec::new(), Vec::new());
         for (at, page) in self.files[index(file)].pages.iter().enumerate() {
             let Some(page) = page else { continue };
-            let windows = page.windows(needle.len()).enumerate();
-            places.extend(
-                windows
-                    .filter(|(_, window)| *window == needle)
-                    .map(|(within, _)| (at * PAGE + within) as u64),
-            );
+            for (unit, bytes) in page.chunks(UNIT).enumerate() {
+                let bytes = &bytes[..UNIT_CONTENT];
+                content.extend_from_slice(bytes);
+                let start = at * PAGE + unit * UNIT;
+                positions.extend((start..start + bytes.len()).map(|position| position as u64));
+            }
         }
+        let windows = content.windows(needle.len()).enumerate();
+        places.extend(windows.filter(|(_, window)| *window == needle).map(|(within, _)| positions[within]));
         places
     }
 

@@ -96,6 +96,7 @@ impl World {
         let id = CallId(self.calls);
         self.calls += 1;
         self.note(Who::Client(number), salt_of(&bytes), || format!("calls {id:?} {kind:?}"));
+        self.history.on_called(&kind);
         let call = Call {
             id,
             kind,

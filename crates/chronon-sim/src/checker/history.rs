@@ -36,6 +36,8 @@ pub struct History {
     answers: BTreeMap<CallId, RequestResult>,
     /// The newest op that anybody has been told of.
     floor: Op2,
+    /// How many calls came under each Idempotency-Key: a second one rightly hears of what was applied before it began.
+    keys: BTreeMap<(String, String), u32>,
     /// Calls that were told "not executed" on every attempt, and given up.
     never: Vec<Origin>,
 }
@@ -58,6 +60,22 @@ impl History {
     /// Every call that ended well, in the order of their answers.
     pub fn completed(&self) -> &[Completed] {
         &self.completed
+    }
+
+    /// A client begins a call.
+    pub(crate) fn on_called(&mut self, kind: &CallKind) {
+        if let CallKind::Command { origin: Origin::Key { principal, key }, .. } = kind {
+            *self.keys.entry((principal.clone(), key.clone())).or_default() += 1;
+        }
+    }
+
+    fn is_repeated(&self, origin: &Origin) -> bool {
+        match origin {
+            Origin::Key { principal, key } => {
+                self.keys.get(&(principal.clone(), key.clone())).is_some_and(|calls| 1 < *calls)
+            }
+            Origin::Session { .. } => false,
+        }
     }
 
     /// An attempt of a call is answered by the log. The call may have ended before: duplicates answer too.
@@ -100,7 +118,7 @@ impl History {
     ) -> Result<(), Violation> {
         let in_order = match &call.kind {
             CallKind::Register | CallKind::SinkSet(..) => true,
-            CallKind::Command { .. } => call.floor < op,
+            CallKind::Command { origin, .. } => call.floor < op || self.is_repeated(origin),
             CallKind::Query { consistency: Consistency::Linearizable, .. } => call.floor <= op,
             CallKind::Query { consistency: Consistency::AtLeast(least), .. } => *least <= op.value(),
             CallKind::Query { consistency: Consistency::Local, .. } => true,

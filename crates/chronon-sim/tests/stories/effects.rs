@@ -1,0 +1,184 @@
+//! Effects and the outside world, while replicas die around them.
+
+use chronon_kernel::{Contract, RequestResult};
+use chronon_sim::{ALL, BankWorkload, Cluster, SinkBehaviour};
+use chronon_vsr::{Duration, Event};
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+fn contracts() -> [Contract; 5] {
+    [
+        Contract::Transactional,
+        Contract::Idempotent { window: DAY, replays_errors: false },
+        Contract::Probe { settle: Duration::from_secs(4) },
+        Contract::AtMostOnce,
+        Contract::AtLeastOnce,
+    ]
+}
+
+fn acts(c: &mut Cluster) -> usize {
+    let sink = c.world().sink(&BankWorkload::sink_name());
+    sink.expect("the bank has a webhook").ledger().len()
+}
+
+// Scenario 58.
+#[test]
+fn a_healthy_primary_starts_each_effect_once() {
+    for contract in contracts() {
+        let mut c = Cluster::with_contract(3, contract).seed(1);
+        c.submit(40).settle();
+        let emitted = {
+            let primary = c.primary();
+            c.world().engine(primary).unwrap().status().emitted
+        };
+        assert_eq!(c.world().starts(), emitted, "{contract:?}");
+        assert_eq!(acts(&mut c) as u64, emitted, "{contract:?}");
+    }
+}
+
+// Scenario 41.
+#[test]
+fn a_primary_that_dies_at_any_moment_around_a_call_doubles_and_loses_nothing() {
+    for contract in contracts() {
+        for moment in 0..20 {
+            let mut c = Cluster::with_contract(3, contract).seed(moment);
+            c.submit(2).settle();
+            let primary = c.primary();
+            c.start(2).run(Duration::from_micros(250 * moment));
+            if moment % 2 == 0 {
+                c.replica(primary).crash();
+            } else {
+                c.replica(primary).power_off();
+            }
+            c.run(Duration::from_millis(400));
+            c.replica(primary).restart();
+            // The auditor compares the ledger with the log, contract by contract.
+            c.settle().assert_committed(ALL, 4);
+        }
+    }
+}
+
+// Scenario 42.
+#[test]
+fn a_frozen_primary_and_its_successor_both_call_and_the_machine_hears_one_outcome() {
+    let mut c = Cluster::new(3).seed(4);
+    c.submit(8).settle();
+    let before = acts(&mut c);
+    let old = c.primary();
+    let starts = c.world().starts();
+    c.start(1);
+    c.until("the call has left", move |world| starts < world.starts());
+    c.replica(old).pause();
+    c.until("the successor has called too", move |world| starts + 1 < world.starts());
+    c.run(Duration::from_secs(2));
+    c.replica(old).resume();
+    c.settle().assert_committed(ALL, 9);
+    assert_eq!(acts(&mut c), before + 1);
+    let status = c.world().engine(old).unwrap().status();
+    assert_eq!(status.delivered, status.emitted);
+}
+
+// Scenario 43.
+#[test]
+fn an_at_most_once_call_whose_primary_dies_is_parked_and_never_made_again() {
+    let mut c = Cluster::with_contract(3, Contract::AtMostOnce).seed(5);
+    c.submit(1).settle();
+    let old = c.primary();
+    let starts = c.world().starts();
+    c.start(1);
+    c.until("the call has left", move |world| starts < world.starts());
+    c.replica(old).crash();
+    c.run(Duration::from_secs(3));
+    c.replica(old).restart();
+    c.settle();
+    assert_eq!(c.world().starts(), starts + 1);
+    let status = c.world().engine(old).unwrap().status();
+    assert_eq!((status.parked, status.delivered), (1, 1));
+}
+
+// Scenario 73.
+#[test]
+fn a_partitioned_primary_starts_nothing_once_its_gate_has_closed() {
+    for seed in 0..4 {
+        let mut c = Cluster::new(3).seed(seed);
+        c.submit(8).settle();
+        let old = c.primary();
+        // Refused connections keep the effects released and starting again and again.
+        c.world().set_sinks(SinkBehaviour { refuse: 1_000_000, ..SinkBehaviour::GOOD });
+        c.start(8).run(Duration::from_millis(20));
+        c.isolate(&[old]);
+        c.run(Duration::from_secs(4));
+        assert_ne!(c.primary(), old);
+        c.world().set_sinks(SinkBehaviour::GOOD);
+        c.heal().settle().assert_committed(ALL, 16);
+        let status = c.world().engine(old).unwrap().status();
+        assert_eq!(status.delivered, status.emitted);
+    }
+}
+
+// Scenario 76.
+#[test]
+fn two_commands_of_one_op_emit_two_effects_with_keys_of_their_own() {
+    // More callers than the pipeline is deep, so that some have to share an op.
+    let mut c = Cluster::new(3).seed(6).with(|config| config.clients.clients = 40);
+    c.submit(40);
+    c.start(40).settle();
+    let mut shared = 0;
+    let log = c.world().results();
+    for (at, result) in log.all() {
+        let RequestResult::Replied { effects, .. } = result else { continue };
+        for effect in effects {
+            assert_eq!(effect.op().value(), at.op);
+            shared += usize::from(effect.n() == 1);
+        }
+    }
+    assert!(0 < shared, "no op held two transfers");
+    let world = c.world();
+    let sink = world.sink(&BankWorkload::sink_name()).unwrap();
+    let mut keys: Vec<_> = sink.ledger().iter().map(|act| act.key.clone()).collect();
+    keys.sort();
+    let calls = keys.len();
+    keys.dedup();
+    assert_eq!(keys.len(), calls);
+    assert_eq!(calls as u64, world.starts());
+}
+
+// Seeds 0 and 88: a primary that heard nobody for two seconds gave up and took the same stamp back.
+#[test]
+fn a_primary_that_takes_its_primacy_back_calls_a_claimed_effect_once() {
+    let mut c = Cluster::with_contract(2, Contract::AtMostOnce).seed(7);
+    c.submit(8).settle();
+    let (primary, backup) = (c.primary(), c.backups()[0]);
+    let starts = c.world().starts();
+    c.start(1);
+    c.until("the call has left", move |world| starts < world.starts());
+    c.replica(backup).crash();
+    c.until("the primary gives up", |world| {
+        let mut newest = world.events().iter().rev().take(4);
+        newest.any(|(_, _, event)| matches!(event, Event::Abdicated { .. }))
+    });
+    c.replica(backup).restart();
+    c.settle().assert_committed(ALL, 9);
+    assert_eq!(c.world().starts(), starts + 1);
+    assert!(c.primary() == primary || c.primary() == backup);
+}
+
+// Seed 138: a dispatcher turned log time into a wait by the monotonic clock, once.
+#[test]
+fn a_wall_clock_that_stood_an_hour_back_for_a_moment_delays_no_retry() {
+    let mut c = Cluster::new(3).seed(8);
+    c.submit(4).settle();
+    c.world().set_sinks(SinkBehaviour { error_before: 1_000_000, ..SinkBehaviour::GOOD });
+    c.start(4).run(Duration::from_millis(30));
+    for replica in c.world().replicas() {
+        c.world().inflict(chronon_sim::Fault::Clock(replica, -3_600_000_000_000));
+    }
+    c.run(Duration::from_millis(300));
+    for replica in c.world().replicas() {
+        c.world().inflict(chronon_sim::Fault::Clock(replica, 0));
+    }
+    c.world().set_sinks(SinkBehaviour::GOOD);
+    let began = c.world().now();
+    c.settle().assert_committed(ALL, 8);
+    assert!(c.world().now().since(began) < Duration::from_secs(20));
+}

@@ -1,0 +1,9 @@
+//! Stories of whole clusters: production replicas, journals and kernels in the simulated world. Each name is a true
+//! sentence; `docs/scenarios.md` has the list.
+
+mod clients;
+mod effects;
+mod partitions;
+mod seeds;
+mod sizes;
+mod view_change;

@@ -1,0 +1,54 @@
+//! Seeds: no story ends badly, and a story told twice is the same story.
+
+use chronon_sim::{BankWorkload, Swarm, TraceMode};
+use chronon_vsr::Mutations;
+
+fn swarm(trace: TraceMode) -> Swarm {
+    Swarm {
+        workload: |prng| Box::new(BankWorkload::draw(prng)),
+        mutations: Mutations::NONE,
+        replicas: None,
+        menu: None,
+        trace,
+    }
+}
+
+fn run(seeds: std::ops::Range<u64>) {
+    let failures = swarm(TraceMode::Fingerprint).run_seeds(seeds, |_| true);
+    let said: Vec<String> = failures.iter().map(ToString::to_string).collect();
+    assert!(failures.is_empty(), "{}", said.join("\n"));
+}
+
+#[test]
+fn seeds_from_0_end_well() {
+    run(0..20);
+}
+
+#[test]
+fn seeds_from_20_end_well() {
+    run(20..40);
+}
+
+#[test]
+fn seeds_from_40_end_well() {
+    run(40..60);
+}
+
+#[test]
+fn seeds_that_found_a_bug_once_end_well() {
+    for seed in [46, 80, 88, 97, 138, 168] {
+        run(seed..seed + 1);
+    }
+}
+
+#[test]
+fn a_seed_that_is_run_twice_tells_the_same_story_byte_for_byte() {
+    for seed in [3, 16, 18] {
+        let (one, other) = (swarm(TraceMode::Lines).run_seed(seed), swarm(TraceMode::Lines).run_seed(seed));
+        assert_eq!(one.fingerprint, other.fingerprint);
+        assert!(!one.trace.is_empty());
+        assert!(one.trace == other.trace, "the traces of seed {seed} differ");
+        let quick = swarm(TraceMode::Fingerprint).run_seed(seed);
+        assert_eq!(quick.fingerprint, one.fingerprint);
+    }
+}

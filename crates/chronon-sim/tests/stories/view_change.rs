@@ -1,0 +1,258 @@
+//! Changes of view: who leads next, and what of the log is kept.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use chronon_sim::{ALL, Cluster, Envelope, Fate};
+use chronon_vsr::{Command, Duration, Event, ReplicaId};
+
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn command(envelope: &Envelope) -> Command {
+    envelope.message.payload.command()
+}
+
+fn is_primary_started(event: &Event) -> bool {
+    matches!(event, Event::PrimaryStarted { .. })
+}
+
+// Scenarios 1, 7 and 72.
+#[test]
+fn a_long_stale_log_gives_way_to_a_short_newer_one_and_its_owner_rejoins() {
+    let mut c = Cluster::new(3).seed(11);
+    c.submit(8);
+    let old = c.primary();
+    c.isolate(&[old]);
+    // Prepared by the old primary alone, and never committed there.
+    c.start(6).run(millis(50));
+    let stale = c.world().status(old).unwrap().head;
+    assert_eq!(stale.value(), c.head().value() + stale.since(c.head()));
+    assert!(c.head() < stale);
+    c.until("the others have a primary", move |world| world.primary().is_some_and(|primary| primary != old));
+    c.heal().settle().assert_committed(ALL, 14);
+    assert_ne!(c.primary(), old);
+}
+
+// Scenario 2.
+#[test]
+fn a_new_primary_fetches_what_only_another_backup_holds_before_it_leads() {
+    for seed in 0..6 {
+        let mut c = Cluster::new(3).seed(seed);
+        c.submit(2);
+        let (old, backups) = (c.primary(), c.backups());
+        let lacking = backups[0];
+        c.filter(move |e| {
+            let lost = command(e) == Command::Prepare && e.to == lacking && e.from == old;
+            if lost || (command(e) == Command::Repair && e.from == old) { Fate::Lose } else { Fate::Pass }
+        });
+        c.start(3);
+        c.until("the clients are answered", |world| world.clients_done());
+        c.replica(old).crash();
+        c.submit(1);
+        c.replica(old).restart();
+        c.settle().assert_committed(ALL, 6);
+        c.assert_event(lacking, |event| matches!(event, Event::EntryRepaired { .. }));
+    }
+}
+
+// Scenario 3.
+#[test]
+fn two_dead_primaries_in_a_row_delay_service_by_less_than_three_seconds() {
+    for seed in 0..4 {
+        let mut c = Cluster::new(5).seed(seed);
+        c.submit(2);
+        let old = c.primary();
+        let next = ReplicaId::new((old.value() + 1) % 5);
+        c.replica(old).bury();
+        c.replica(next).bury();
+        let began = c.world().now();
+        c.submit(1);
+        assert!(c.world().now().since(began) < Duration::from_secs(3));
+        c.settle();
+    }
+}
+
+// Scenario 4.
+#[test]
+fn do_view_changes_of_two_views_at_once_end_in_one_log() {
+    for seed in 0..4 {
+        let mut c = Cluster::new(5).seed(seed);
+        c.submit(3);
+        let old = c.primary();
+        c.filter(|e| if command(e) == Command::DoViewChange { Fate::Hold } else { Fate::Pass });
+        c.replica(old).crash();
+        c.start(3).run(Duration::from_secs(2));
+        assert!(!c.held().is_empty());
+        c.unfilter().release();
+        c.replica(old).restart();
+        c.settle().assert_committed(ALL, 6);
+    }
+}
+
+// Scenario 5.
+#[test]
+fn a_primary_that_dies_when_just_f_backups_have_its_prepare_loses_nothing() {
+    for seed in 0..4 {
+        let mut c = Cluster::new(5).seed(seed);
+        c.submit(2);
+        let (old, backups) = (c.primary(), c.backups());
+        let deaf = [backups[2], backups[3]];
+        c.filter(move |e| {
+            let lost = command(e) == Command::Prepare && deaf.contains(&e.to);
+            if lost { Fate::Lose } else { Fate::Pass }
+        });
+        c.start(1).run(millis(1));
+        c.replica(old).power_off();
+        c.unfilter().run(millis(400));
+        c.replica(old).restart();
+        c.settle().assert_committed(ALL, 3);
+    }
+}
+
+// Scenario 5.
+#[test]
+fn a_primary_that_dies_right_after_a_commit_that_nobody_heard_of_loses_nothing() {
+    for seed in 0..4 {
+        let mut c = Cluster::new(3).seed(seed);
+        c.submit(2);
+        let (old, head) = (c.primary(), c.head());
+        c.start(1);
+        c.until("the primary has committed", move |world| head < world.commits().head());
+        let committed = c.head();
+        c.replica(old).power_off();
+        c.until("the others know it too", move |world| {
+            world.primary().is_some_and(|primary| world.commits().handed_out(primary) >= committed)
+        });
+        c.replica(old).restart();
+        c.settle().assert_committed(ALL, 3);
+    }
+}
+
+// Scenario 5.
+#[test]
+fn a_new_primary_that_dies_right_after_its_start_view_loses_nothing() {
+    for seed in 0..4 {
+        let mut c = Cluster::new(5).seed(seed);
+        c.submit(2);
+        c.start(3).run(millis(1));
+        let old = c.primary();
+        c.replica(old).crash();
+        let before = c.count_events(ALL, is_primary_started);
+        c.until("a new primary has sent its StartView", move |world| {
+            world.events().iter().filter(|(_, _, event)| is_primary_started(event)).count() > before
+        });
+        let new = c.world().events().iter().rev().find(|(_, _, event)| is_primary_started(event)).unwrap().1;
+        c.replica(new).power_off();
+        c.run(millis(700));
+        c.replica(old).restart();
+        c.replica(new).restart();
+        c.settle().assert_committed(ALL, 5);
+    }
+}
+
+// Scenario 6.
+#[test]
+fn a_backup_that_loses_its_power_at_any_moment_of_a_view_change_keeps_its_promises() {
+    for moment in 0..24 {
+        let mut c = Cluster::new(3).seed(moment);
+        c.submit(2);
+        c.start(2).run(millis(1));
+        let (old, backup) = (c.primary(), c.backups()[(moment % 2) as usize]);
+        c.replica(old).crash();
+        c.until("somebody leaves the view", |world| {
+            let mut newest = world.events().iter().rev().take(4);
+            newest.any(|(_, _, event)| matches!(event, Event::ViewChangeStarted { .. }))
+        });
+        c.run(Duration::from_micros(100 * moment));
+        c.replica(backup).power_off();
+        c.run(millis(5));
+        c.replica(backup).restart();
+        c.run(millis(200));
+        c.replica(old).restart();
+        c.settle().assert_committed(ALL, 4);
+    }
+}
+
+// Scenario 8.
+#[test]
+fn everything_that_was_ever_said_may_be_said_again() {
+    let said: Rc<RefCell<Vec<Envelope>>> = Rc::default();
+    let mut c = Cluster::new(3).seed(5);
+    let ears = Rc::clone(&said);
+    c.filter(move |e| {
+        ears.borrow_mut().push(e.clone());
+        Fate::Pass
+    });
+    for round in 0..4 {
+        c.submit(3);
+        let primary = c.primary();
+        if round % 2 == 0 {
+            c.replica(primary).crash();
+            c.submit(2);
+            c.replica(primary).restart();
+        } else {
+            c.isolate(&[primary]).submit(2);
+            c.heal();
+        }
+        // All of it, of every view and every incarnation, in the order in which it was said and backwards.
+        let mut again: Vec<Envelope> = said.borrow().clone();
+        c.world().deliver_now(again.clone());
+        c.run(millis(100));
+        again.reverse();
+        c.world().deliver_now(again);
+        c.settle();
+    }
+    c.assert_committed(ALL, 20);
+}
+
+// Scenario 11.
+#[test]
+fn a_new_primary_answers_no_read_before_what_it_inherited_is_committed() {
+    let mut c = Cluster::new(3).seed(3);
+    c.submit(8);
+    let (old, backups) = (c.primary(), c.backups());
+    // Both backups hold the next op, and nobody has heard of its commit.
+    c.filter(move |e| {
+        let told = matches!(command(e), Command::Commit) && e.from == old;
+        if command(e) == Command::PrepareOk || told { Fate::Lose } else { Fate::Pass }
+    });
+    c.start(1).run(millis(5));
+    c.replica(old).crash();
+    c.filter(|e| if command(e) == Command::PrepareOk { Fate::Lose } else { Fate::Pass });
+    let before = c.count_events(&backups, is_primary_started);
+    c.until("a new primary leads", move |world| {
+        world.events().iter().filter(|(_, _, event)| is_primary_started(event)).count() > before
+    });
+    let reads_before = c.completed().len();
+    c.start_read().run(millis(300));
+    assert_eq!(c.completed().len(), reads_before);
+    assert_eq!(c.world().primary(), None);
+    c.unfilter();
+    c.replica(old).restart();
+    c.settle().assert_committed(ALL, 9);
+    assert!(reads_before < c.completed().len());
+}
+
+// Scenario 70.
+#[test]
+fn one_lost_message_of_any_kind_wedges_nobody() {
+    for number in 1..=18 {
+        let mut c = Cluster::new(3).seed(number);
+        let mut lost = false;
+        c.filter(move |e| {
+            if !lost && command(e) as u64 == number {
+                lost = true;
+                return Fate::Lose;
+            }
+            Fate::Pass
+        });
+        c.submit(3);
+        let primary = c.primary();
+        c.replica(primary).crash();
+        c.submit(2);
+        c.replica(primary).restart();
+        c.settle().assert_committed(ALL, 5);
+    }
+}
