@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use chronon_vsr::{Duration, Instant, Mutation, Mutations, Now, Op, Prng, Stamp, Timestamp};
 
 use crate::view::{ClaimState, Order, Reported};
-use crate::{Attempt, AttemptEnd, AttemptNumber, EffectId, EffectKey, Engine, OutcomeReport, Request};
+use crate::{Attempt, AttemptEnd, AttemptNumber, EffectId, EffectKey, Ended, Engine, OutcomeReport, Request};
 
 /// What a dispatcher is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,6 +101,9 @@ const TICK_LOST: Duration = Duration::from_secs(1);
 
 /// Log time is waited for by the monotonic clock, so the wall clock is looked at this often: it may be set.
 const WALL_LOOK: Duration = Duration::from_secs(1);
+
+/// The largest outcome that is logged.
+const OUTCOME_SIZE_MAX: usize = 1024 * 1024;
 
 /// When an attempt that never left, or a frozen sink's, is looked at again.
 const START_AGAIN: Duration = Duration::from_millis(100);
@@ -238,6 +241,7 @@ impl Dispatcher {
     fn end(&mut self, now: Now, effect: EffectId, number: AttemptNumber, stamp: Stamp, end: AttemptEnd) {
         match end {
             AttemptEnd::Ended(ended) => {
+                let ended = within_an_op(ended);
                 let report = OutcomeReport {
                     effect,
                     attempt: number,
@@ -339,5 +343,16 @@ impl Dispatcher {
     fn again_after(&mut self, now: Now, after: Duration, again: Again) {
         self.again_count += 1;
         self.again.insert((now.monotonic + after, self.again_count), again);
+    }
+}
+
+/// An outcome that fits no op would be proposed for ever. It was delivered all the same: a person reads the rest.
+fn within_an_op(ended: Ended) -> Ended {
+    match ended {
+        Ended::Delivered { outcome, mut evidence } if OUTCOME_SIZE_MAX < outcome.len() => {
+            evidence.0.insert_str(0, &format!("an outcome of {} bytes is too large; ", outcome.len()));
+            Ended::Unreadable { evidence }
+        }
+        ended => ended,
     }
 }

@@ -65,7 +65,7 @@ pub enum FrontInput {
         request: Vec<u8>,
         /// No answer is of use after this instant.
         deadline: Instant,
-        /// An earlier attempt's end is unknown: never answer NotExecuted.
+        /// An earlier attempt's end is unknown: of NotExecuted only "ask elsewhere" is of use to the caller.
         repeat: bool,
     },
     /// Answer this encoded query.
@@ -321,9 +321,8 @@ impl Front {
         assert!(previous.is_none(), "the driver draws every token once");
         self.deadlines.insert((deadline, token));
 
-        let limit = BODY_SIZE_MAX - Batch::joined_size(0) - BATCH_OVERHEAD;
-        if limit < request.len() {
-            let (size, limit) = (request.len() as u64, limit as u64);
+        if REQUEST_SIZE_MAX < request.len() {
+            let (size, limit) = (request.len() as u64, REQUEST_SIZE_MAX as u64);
             return self.not_executed(token, NotExecuted::TooLarge { size, limit });
         }
         if !matches!(self.role, Role::Primary { .. }) {
@@ -341,12 +340,20 @@ impl Front {
     /// A request of Back's own. It is ordered like any other, or carried to the primary; losing it is allowed, since
     /// the dispatcher proposes again until it sees it in the log.
     fn on_propose(&mut self, request: Vec<u8>) {
+        // A peer's bytes may come here: what fits no batch must not stand at the head of the queue for ever.
+        if REQUEST_SIZE_MAX < request.len() {
+            return;
+        }
         match self.role {
-            // Twice the clients' share: when clients fill the queue, outcomes must still get in.
-            Role::Primary { .. } if self.queue.len() < 2 * self.limits.queue_requests_max => {
-                self.enqueue(None, request);
+            Role::Primary { .. } => {
+                // Twice the clients' share: when clients fill the queue, outcomes must still get in.
+                let limits = &self.limits;
+                if self.queue.len() < 2 * limits.queue_requests_max
+                    && self.queue_bytes + request.len() <= 2 * limits.queue_bytes_max
+                {
+                    self.enqueue(None, request);
+                }
             }
-            Role::Primary { .. } => {}
             Role::Backup { .. } | Role::Changing { .. } => {
                 if is_outcome(&request) {
                     self.replica.handle(self.now, Input::Forward(request));
@@ -660,6 +667,9 @@ impl Front {
 
 /// The version byte and the count that open a batch.
 const BATCH_OVERHEAD: usize = 5;
+
+/// The largest request: alone in its batch it fits an op.
+const REQUEST_SIZE_MAX: usize = BODY_SIZE_MAX - Batch::joined_size(0) - BATCH_OVERHEAD;
 
 fn busy(busy: Busy) -> NotExecuted {
     NotExecuted::Busy { busy, retry_after: RETRY_AFTER }
