@@ -1,8 +1,8 @@
 //! Commands, reads and effects through three real nodes.
 
-use crate::cluster::{Cluster, Command, Treacherous, eventually, within};
-use chronon_client::SubmitError;
-use chronon_kernel::{AbortReason, COMMAND_SIZE_MAX, Consistency, NotExecuted};
+use crate::cluster::{Cluster, Command, PATIENCE, Treacherous, eventually, within};
+use chronon_client::{Connection, ConnectionLimits, SubmitError};
+use chronon_kernel::{AbortReason, Answer, COMMAND_SIZE_MAX, Consistency, NotExecuted, Origin, Submission};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_are_applied_once_and_read_on_every_replica() {
@@ -107,6 +107,17 @@ async fn a_command_is_taken_up_to_the_limit_and_refused_one_byte_over_it() {
     within("submit", client.submit(&Command::Keep(vec![1; most]))).await.unwrap();
     match within("submit", client.submit(&Command::Keep(vec![1; most + 1]))).await {
         Err(SubmitError::NotExecuted(NotExecuted::TooLarge { size, limit })) => {
+            assert_eq!((size, limit), (COMMAND_SIZE_MAX as u64 + 1, COMMAND_SIZE_MAX as u64));
+        }
+        other => panic!("{other:?}"),
+    }
+    // The replica does not lean on its clients for that.
+    let address = cluster.client_port(0).to_string();
+    let connection = Connection::open(&address, None, PATIENCE, ConnectionLimits::default()).await.unwrap();
+    let origin = Origin::Key { principal: String::new(), key: "over".into() };
+    let over = Submission::Command { origin, repeat: false, body: vec![1; COMMAND_SIZE_MAX + 1] };
+    match within("submit", connection.submit(PATIENCE, over)).await {
+        Ok(Answer::NotExecuted(NotExecuted::TooLarge { size, limit })) => {
             assert_eq!((size, limit), (COMMAND_SIZE_MAX as u64 + 1, COMMAND_SIZE_MAX as u64));
         }
         other => panic!("{other:?}"),
