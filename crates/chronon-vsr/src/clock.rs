@@ -86,6 +86,16 @@ impl Clock {
         }
     }
 
+    /// The middle of all clocks that are known, our own among them: the best guess where no quorum agrees and the log
+    /// has no time of its own yet. One clock that is an hour off does not move it far.
+    pub(crate) fn middle(&self, now: Now) -> Timestamp {
+        let fresh = self.samples.values().filter(|sample| sample.age(now.monotonic) <= WINDOW);
+        let mut clocks: Vec<Timestamp> = fresh.map(|sample| sample.bounds(now.monotonic).0).collect();
+        clocks.push(now.wall);
+        clocks.sort_unstable();
+        clocks[(clocks.len() - 1) / 2]
+    }
+
     /// The interval that lies within the bounds of the most clocks, our own among them, if those are at least
     /// `quorum`. Our own clock is read without delay: its bounds are the tolerance alone.
     pub(crate) fn agreed(&self, now: Now, quorum: usize) -> Option<(Timestamp, Timestamp)> {
@@ -193,6 +203,19 @@ mod tests {
         pong(&mut clock, 1, 0, MILLI, 10 * SECOND as i64);
         pong(&mut clock, 2, 0, MILLI, -10 * SECOND as i64);
         assert_eq!(agreed(&clock, SECOND, 0, 2), None);
+    }
+
+    #[test]
+    fn where_nobody_agrees_the_middle_clock_is_the_best_guess() {
+        let seconds = |seconds: i64| seconds * SECOND as i64;
+        let mut clock = Clock::new();
+        assert_eq!(clock.middle(now(5, 0)), now(5, 0).wall);
+        for (peer, off) in [(1, 3), (2, -3), (3, 1), (4, -2)] {
+            pong(&mut clock, peer, 0, MILLI, seconds(off));
+        }
+        assert_eq!(agreed(&clock, SECOND, seconds(3_600), 3), None);
+        let middle = clock.middle(now(SECOND, seconds(3_600))).nanos() as i64 - (EPOCH + SECOND) as i64;
+        assert!(middle.abs() <= seconds(1), "{middle} ns off");
     }
 
     #[test]

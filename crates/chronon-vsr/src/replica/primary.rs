@@ -108,8 +108,8 @@ impl Replica {
         }
         let clock = match agreed {
             Some((low, high)) => self.now.wall.clamp(low, high),
-            // No time at all yet: ours is the best guess there is.
-            None if previous == Timestamp::ZERO => self.now.wall,
+            // No time at all yet. A first timestamp that is an hour ahead would stop log time for that hour.
+            None if previous == Timestamp::ZERO => self.clock.middle(self.now),
             None => previous + self.now.monotonic.since(self.head_since),
         };
         clock.max(previous.successor())
