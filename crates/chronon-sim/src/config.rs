@@ -68,7 +68,7 @@ impl Config {
             sinks: SinkBehaviour::GOOD,
             clients: ClientConfig::QUIET,
             timing: Timing::default(),
-            ring: Ring::new(28 * 1024 * 1024, 128 * 1024).expect("28 MiB hold the pipeline"),
+            ring: Ring::new(18 * 1024 * 1024, 128 * 1024).expect("18 MiB hold the pipeline"),
             limits: FrontLimits::default(),
             engine: chronon_kernel::Limits::default(),
             pace: Pace {
