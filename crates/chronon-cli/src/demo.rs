@@ -50,7 +50,7 @@ pub(crate) struct DemoArguments {
     #[arg(long, default_value_t = 5)]
     kills: u32,
     /// Replicas
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=6))]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=6))]
     replicas: u8,
     /// Decides moments, amounts and accounts; drawn if not given
     #[arg(long)]
