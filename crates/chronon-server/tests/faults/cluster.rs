@@ -18,7 +18,7 @@ use chronon_server::{
     StartError,
 };
 use chronon_storage::OpenError;
-use chronon_vsr::{Mutations, Op, ReplicaId};
+use chronon_vsr::{ClusterId, Mutations, Op, ReplicaId};
 
 /// What answers a call of the sink, made by the replica with this number.
 pub(crate) type Serve = Arc<
@@ -101,7 +101,7 @@ impl Cluster {
         0..self.setup.replicas
     }
 
-    fn path(&self, replica: u8) -> PathBuf {
+    pub(crate) fn path(&self, replica: u8) -> PathBuf {
         self.directory.path().join(replica.to_string())
     }
 
@@ -123,6 +123,22 @@ impl Cluster {
             disk: DiskKind::Unflushed,
             before_disk: Some(Arc::new(move |operation| disk.before_disk(operation))),
             before_commit: Some(Arc::new(move || apply.pass())),
+            ..ServerConfig::default()
+        }
+    }
+
+    /// How a replica of another cluster is told that it is this one.
+    pub(crate) fn config_of_stranger(&self, replica: u8, other: ClusterId) -> ServerConfig {
+        let addresses = |other: u8| {
+            let [peer, client, _] = self.ports[usize::from(other)].map(|port| port.to_string());
+            (ReplicaId::new(other), Addresses { peer, client })
+        };
+        let [peer, client, http] = self.ports[usize::from(replica)];
+        ServerConfig {
+            cluster: Some(other),
+            replica: Some(ReplicaId::new(replica)),
+            listen: Listen { peer, client, http: Some(http) },
+            replicas: self.replicas().map(addresses).collect(),
             ..ServerConfig::default()
         }
     }

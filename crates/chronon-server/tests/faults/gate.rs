@@ -12,6 +12,9 @@ use crate::machine::Command;
 use chronon_kernel::{EffectId, EffectKey, Fence};
 use chronon_node::Gate;
 use chronon_server::{Call, CallError};
+#[cfg(feature = "mutations")]
+use chronon_vsr::Mutation;
+use chronon_vsr::Mutations;
 use tokio::sync::watch;
 
 /// Who calls: the primary of the first call, or a later one.
@@ -146,18 +149,24 @@ fn delivered(by: Caller) -> Vec<String> {
     vec![format!("Delivered(\"{by:?}\")")]
 }
 
-/// Whether an effect's record holds such an end that decided nothing.
-async fn has_evidence(cluster: &Cluster, at: u8, effect: EffectId, ended: &str) -> bool {
-    let shown = cluster.get(at, &format!("/v1/effects/{effect}")).await;
-    let attempts = shown["attempts"].as_array().unwrap();
-    attempts.iter().any(|attempt| attempt["ended"] == ended && attempt["decisive"] == false)
+/// Waits until an effect's record holds so many such ends, and asserts that the last of them decided nothing.
+async fn evidence(cluster: &Cluster, at: u8, effect: EffectId, ended: &str, count: usize) {
+    let path = format!("/v1/effects/{effect}");
+    let ends = async || {
+        let shown = cluster.get(at, &path).await;
+        let attempts = shown["attempts"].as_array().unwrap().iter();
+        let ends = attempts.filter(|attempt| attempt["ended"] == ended);
+        ends.map(|attempt| attempt["decisive"] == true).collect::<Vec<bool>>()
+    };
+    eventually(&format!("{effect} holds the end"), async || count <= ends().await.len()).await;
+    assert_eq!(ends().await.last(), Some(&false), "a late end of {effect} decided something");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_primary_that_is_cut_off_starts_nothing_and_its_late_ends_count_only_if_they_are_good() {
+/// A primary is cut off with two calls under way and two more ordered; what it then does, and what becomes of it.
+async fn cut_the_primary_off(mutations: Mutations) {
     let receiver = Receiver::new();
     // Two calls fill the primary: what was ordered behind them has yet to pass the gate.
-    let setup = Setup { attempts_max: 2, serve: receiver.serve(), ..Setup::new(3) };
+    let setup = Setup { attempts_max: 2, serve: receiver.serve(), mutations, ..Setup::new(3) };
     let cluster = Cluster::start(setup).await;
     let (old, view) = cluster.primary_after(None).await;
     let first = send(&cluster, old, 1).await;
@@ -184,8 +193,7 @@ async fn a_primary_that_is_cut_off_starts_nothing_and_its_late_ends_count_only_i
     cluster.links.set_all_of(old, Mode::Pass);
     let settled = async || heard(&cluster, new).await.get(&1) == Some(&delivered(Caller::Old));
     eventually("the late success settles what is open", settled).await;
-    let kept = async || has_evidence(&cluster, new, second, "permanent").await;
-    eventually("the late failure is kept", kept).await;
+    evidence(&cluster, new, second, "permanent", 1).await;
     assert!(!heard(&cluster, new).await.contains_key(&2), "and changes nothing");
 
     for effect in 1..=4 {
@@ -193,8 +201,7 @@ async fn a_primary_that_is_cut_off_starts_nothing_and_its_late_ends_count_only_i
     }
     let settled = async || heard(&cluster, new).await.len() == 4;
     eventually("everything is settled", settled).await;
-    let kept = async || has_evidence(&cluster, new, first, "delivered").await;
-    eventually("the second success of the first is kept", kept).await;
+    evidence(&cluster, new, first, "delivered", 2).await;
     let heard: BTreeMap<_, _> = cluster.books().await.heard.into_iter().collect();
     assert_eq!(heard[&1], delivered(Caller::Old));
     for effect in 2..=4 {
@@ -203,6 +210,32 @@ async fn a_primary_that_is_cut_off_starts_nothing_and_its_late_ends_count_only_i
     assert_eq!(receiver.seen(Caller::Old), BTreeSet::from([1, 2]));
     assert_eq!(receiver.seen(Caller::New), BTreeSet::from([1, 2, 3, 4]));
     receiver.assert_keys_and_fences();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_is_cut_off_starts_nothing_and_its_late_ends_count_only_if_they_are_good() {
+    cut_the_primary_off(Mutations::NONE).await;
+}
+
+#[cfg(feature = "mutations")]
+#[tokio::test(flavor = "multi_thread")]
+#[should_panic(expected = "decided something")]
+async fn a_late_failure_that_counts_is_caught() {
+    cut_the_primary_off(Mutations::broken(Mutation::NegativeOutcomeFromOldStamp)).await;
+}
+
+#[cfg(feature = "mutations")]
+#[tokio::test(flavor = "multi_thread")]
+#[should_panic(expected = "more than one outcome")]
+async fn an_effect_that_settles_twice_is_caught() {
+    cut_the_primary_off(Mutations::broken(Mutation::SettleTwice)).await;
+}
+
+#[cfg(feature = "mutations")]
+#[tokio::test(flavor = "multi_thread")]
+#[should_panic(expected = "one key an effect")]
+async fn a_new_key_for_each_attempt_is_caught() {
+    cut_the_primary_off(Mutations::broken(Mutation::NewKeyPerAttempt)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -233,11 +266,8 @@ async fn two_primaries_that_call_one_sink_act_once_under_one_key_and_settle_once
     receiver.reply(Caller::Old, 1, Reply::Judged);
     receiver.reply(Caller::Old, 2, Reply::Done);
     cluster.links.set_all_of(old, Mode::Pass);
-    let kept = async || {
-        has_evidence(&cluster, new, first, "permanent").await
-            && has_evidence(&cluster, new, second, "delivered").await
-    };
-    eventually("what the old primary learned is kept", kept).await;
+    evidence(&cluster, new, first, "permanent", 1).await;
+    evidence(&cluster, new, second, "delivered", 2).await;
 
     let books = cluster.books().await;
     let heard: BTreeMap<_, _> = books.heard.into_iter().collect();
@@ -245,4 +275,20 @@ async fn two_primaries_that_call_one_sink_act_once_under_one_key_and_settle_once
     receiver.assert_keys_and_fences();
     let memory = receiver.memory.lock().unwrap();
     assert_eq!((memory.acts, memory.fenced_off, memory.repeats), (2, 1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_faults_each_effect_is_called_once() {
+    let receiver = Receiver::new();
+    let cluster = Cluster::start(Setup { serve: receiver.serve(), ..Setup::new(3) }).await;
+    let primary = cluster.primary().await;
+    for effect in 1..=40 {
+        receiver.reply(Caller::Old, effect, Reply::Done);
+        // From every replica: two thirds of them are forwarded.
+        send(&cluster, (effect % 3) as u8, effect).await;
+    }
+    let settled = async || heard(&cluster, primary).await.len() == 40;
+    eventually("everything is settled", settled).await;
+    assert_eq!(receiver.seen.lock().unwrap().len(), 40);
+    assert_eq!(cluster.count("attempts_started").await, 40);
 }

@@ -6,6 +6,7 @@ mod brake;
 mod cluster;
 #[path = "../common/mod.rs"]
 mod common;
+mod directories;
 mod gate;
 mod links;
 mod load;

@@ -1,0 +1,83 @@
+//! Data directories and clusters that are not the ones meant.
+
+use std::path::Path;
+
+use crate::cluster::{Cluster, Setup};
+use crate::common::{eventually, within};
+use crate::load::Load;
+use crate::machine::Ledger;
+use chronon_server::{Founding, Node, RunningNode, ServerConfig, StartError};
+use chronon_storage::{FormatError, OpenError};
+use chronon_vsr::ReplicaId;
+
+async fn open(path: &Path, config: ServerConfig) -> Result<RunningNode<Ledger>, StartError> {
+    within("start", Node::<Ledger>::open(path).config(config).start()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_cannot_be_made_or_written_is_named() {
+    let founding = Founding::draw(1).unwrap().log_size(16 << 20);
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    std::fs::write(&file, "no directory").unwrap();
+    // Not even the superuser may write in the second.
+    for path in [file.join("data"), "/proc/data".into()] {
+        match Node::<Ledger>::format(&path, &founding, ReplicaId::new(0)) {
+            Err(FormatError::Disk { doing, .. }) => {
+                assert!(doing.contains(path.to_str().unwrap()), "{doing}");
+            }
+            other => panic!("{other:?}"),
+        }
+        let error = open(&path, ServerConfig::default()).await.unwrap_err();
+        assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_node_on_a_running_ones_directory_is_refused_and_harms_nothing() {
+    let cluster = Cluster::start(Setup::new(3)).await;
+    let load = Load::steady(&cluster, 0);
+    load.more(20).await;
+    for replica in cluster.replicas() {
+        match open(&cluster.path(replica), ServerConfig::default()).await {
+            Err(StartError::Data(OpenError::Locked { path })) => assert_eq!(path, cluster.path(replica)),
+            other => panic!("{other:?}"),
+        }
+    }
+    load.more(20).await;
+    let told = load.stop().await;
+    told.assert_kept(&cluster.books().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_of_another_cluster_under_a_members_address_is_not_listened_to() {
+    let mut cluster = Cluster::start(Setup::new(3)).await;
+    cluster.cut_power(&[2]);
+    // The same number, the same addresses; another cluster.
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("data");
+    let founding = Founding::draw(3).unwrap().log_size(16 << 20);
+    Node::<Ledger>::format(&path, &founding, ReplicaId::new(2)).unwrap();
+    let config = cluster.config_of_stranger(2, founding.cluster);
+    let mut stranger = None;
+    eventually("the ports are free", async || {
+        stranger = open(&path, config.clone()).await.ok();
+        stranger.is_some()
+    })
+    .await;
+
+    let load = Load::steady(&cluster, 0);
+    load.more(100).await;
+    let status: serde_json::Value =
+        serde_json::from_str(&stranger.as_ref().unwrap().status().await.unwrap()).unwrap();
+    assert_eq!(status["commit"], 0, "it took nothing over: {status}");
+    assert!(
+        0 < cluster.counter(0, "peer_connections_bad").await
+            + cluster.counter(1, "peer_connections_bad").await
+    );
+
+    within("shutdown", stranger.take().unwrap().shutdown()).await;
+    cluster.start_one(2).await;
+    let told = load.stop().await;
+    told.assert_kept(&cluster.books().await);
+}
