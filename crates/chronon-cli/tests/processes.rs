@@ -103,6 +103,7 @@ async fn primary_is_stopped(name: &str, replicas: usize) {
     let stopped = cluster.primary(None).await;
     let stale = cluster.connection(stopped).await.unwrap();
     cluster.signal(stopped, Signal::STOP);
+    // sleeps: the pause is the story itself.
     let pause = tokio::time::sleep(Duration::from_secs(5));
     // The others go on without it.
     opened.extend(open_many(client.clone(), 100..150).await);

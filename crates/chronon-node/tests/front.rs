@@ -157,7 +157,11 @@ fn command(size: usize) -> Vec<u8> {
 }
 
 fn batch_sizes(bench: &Bench) -> Vec<usize> {
-    bench.ops.iter().map(|entry| Batch::split(entry.body()).unwrap().requests.len()).collect()
+    bench
+        .ops
+        .iter()
+        .map(|entry| Batch::split(entry.body()).expect("Front makes batches").requests.len())
+        .collect()
 }
 
 #[test]

@@ -10,7 +10,7 @@ use chronon_vsr::{DiskId, Instant, ReplicaId, Role};
 use crate::CallId;
 use crate::clock::MachineClock;
 use crate::disk::SimDisk;
-use crate::world::Event;
+use crate::event::Event;
 
 /// What survives a process.
 pub(crate) struct Machine {

@@ -8,7 +8,7 @@ use chronon_kernel::{
     Answer, Attempt, Ended, EngineOptions, Lineage, Origin, Request, RequestResult, SinkName,
 };
 use chronon_node::{
-    Back, BackInput, BackOutput, Front, FrontInput, FrontOutput, FrontStatus, Gate, ToBack, ToFront, Token,
+    Back, BackInput, BackOutput, Front, FrontInput, FrontOutput, FrontStatus, Gate, ToBack, ToFront,
 };
 use chronon_storage::{Expect, Identity, Job, JobId, Step, perform_step};
 use chronon_vsr::{
@@ -20,11 +20,12 @@ use crate::checker::{Commits, Effects, GateWatch, History, Results};
 use crate::client::Client;
 use crate::clock::MachineClock;
 use crate::disk::SimDisk;
+use crate::event::{Event, Fault, Scheduled};
 use crate::network::{Envelope, Network, exponential};
 use crate::process::{Machine, Process, Running, Timer};
-use crate::sink::{Then, evidence};
+use crate::sink::evidence;
 use crate::trace::{Who, salt_of};
-use crate::{CallId, CallKind, Checker, Config, Sink, SinkKind, Trace, Violation, Workload};
+use crate::{CallKind, Checker, Config, Sink, SinkKind, Trace, Violation, Workload};
 
 /// How soon an idle journal whose newest group lacks evidence writes it.
 const EVIDENCE_AFTER: Duration = Duration::from_millis(5);
@@ -37,105 +38,6 @@ const TICKS_IN_A_ROW_MAX: u32 = 10_000;
 
 /// Messages that wait for a paused process; a socket buffer holds no more.
 const DEFERRED_MAX: usize = 4_096;
-
-/// Something that happens at some instant.
-#[derive(Debug)]
-pub(crate) enum Event {
-    /// A message arrives.
-    Deliver(Envelope),
-    /// A half of a replica runs.
-    Front { at: usize, life: u32 },
-    /// A half of a replica runs.
-    Back { at: usize, life: u32 },
-    /// The first step of a job is done.
-    DiskStep { at: usize, life: u32, job: JobId },
-    /// Front is told how old the oldest write is.
-    DiskAge { at: usize, life: u32 },
-    /// The journal may write its evidence.
-    Evidence { at: usize, life: u32 },
-    /// A connection to a dead process is reset.
-    PeerGone { at: usize, peer: ReplicaId },
-    /// An executor takes an attempt up.
-    Execute { at: usize, life: u32, attempt: Arc<Attempt> },
-    /// An attempt's bytes arrive at the sink.
-    SinkArrive { call: u64, attempt: Arc<Attempt> },
-    /// A sink acts.
-    SinkAct { call: u64, attempt: Arc<Attempt>, then: Then },
-    /// A sink's answer arrives.
-    SinkAnswer { call: u64, ended: Ended },
-    /// An executor has waited long enough.
-    AttemptTimeout { call: u64 },
-    /// A client does its next thing.
-    ClientWake { client: u32, life: u32 },
-    /// A client's request arrives at a replica.
-    ClientArrive { client: u32, call: CallId, token: Token, at: usize },
-    /// An answer arrives at a client.
-    ClientAnswer { client: u32, call: CallId, token: Token, answer: Answer },
-    /// A client has waited long enough for one attempt.
-    ClientTimeout { client: u32, call: CallId, token: Token },
-    /// A client sends the same call again.
-    ClientRetry { client: u32, call: CallId },
-    /// Somebody does harm, or ends it.
-    Fault(Fault),
-}
-
-/// What can be done to a world. Scenarios do it by hand, the swarm by the dice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// The process is killed. What it wrote and did not flush stays in the page cache.
-    Kill(ReplicaId),
-    /// The machine loses its power: what was not flushed is lost or torn.
-    PowerOff(ReplicaId),
-    /// The replica is started.
-    Start(ReplicaId),
-    /// The process is stopped (SIGSTOP).
-    Pause(ReplicaId),
-    /// The process goes on (SIGCONT).
-    Resume(ReplicaId),
-    /// Nothing passes from the first to the second.
-    Cut(ReplicaId, ReplicaId),
-    /// Messages pass again from the first to the second.
-    Mend(ReplicaId, ReplicaId),
-    /// All wires are whole again.
-    MendAll,
-    /// Every step of the disk takes this much longer. Zero ends it.
-    DiskStall(ReplicaId, Duration),
-    /// The next write or flush fails.
-    DiskError(ReplicaId),
-    /// One bit of the WAL flips, on the page given by this number modulo the pages in use.
-    Rot(ReplicaId, u64),
-    /// The wall clock is set this many nanoseconds off.
-    Clock(ReplicaId, i64),
-    /// The replica is asked to give its primacy up.
-    StepDown(ReplicaId),
-}
-
-#[derive(Debug)]
-struct Scheduled {
-    at: Instant,
-    number: u64,
-    event: Event,
-}
-
-impl PartialEq for Scheduled {
-    fn eq(&self, other: &Scheduled) -> bool {
-        self.number == other.number
-    }
-}
-
-impl Eq for Scheduled {}
-
-impl PartialOrd for Scheduled {
-    fn partial_cmp(&self, other: &Scheduled) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Scheduled {
-    fn cmp(&self, other: &Scheduled) -> std::cmp::Ordering {
-        (self.at, self.number).cmp(&(other.at, other.number))
-    }
-}
 
 /// An attempt that left a replica.
 #[derive(Debug)]

@@ -9,9 +9,10 @@ use chronon_node::{FrontInput, Token};
 use chronon_vsr::{Duration, Op, Prng, ReplicaId};
 
 use crate::client::Call;
+use crate::event::Event;
 use crate::network::exponential;
 use crate::trace::{Who, salt_of};
-use crate::world::{Event, index, unnamed};
+use crate::world::{index, unnamed};
 use crate::{CallId, CallKind, Checker, Violation, World};
 
 /// The longest pause before a call is sent again.

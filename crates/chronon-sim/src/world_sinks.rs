@@ -6,9 +6,10 @@ use chronon_kernel::{Attempt, AttemptEnd, Ended};
 use chronon_node::BackInput;
 
 use crate::World;
+use crate::event::Event;
 use crate::sink::{Plan, Then, evidence};
 use crate::trace::{Who, salt_of};
-use crate::world::{Event, OutCall};
+use crate::world::OutCall;
 
 impl World {
     /// The executor takes an attempt up: it asks the gate right before the first byte leaves.

@@ -187,6 +187,7 @@ impl Cluster {
                 }
             }
             assert!(began.elapsed() < PATIENCE, "no replica leads");
+            // sleeps: between two looks at what another process says of itself.
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

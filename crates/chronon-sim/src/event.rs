@@ -1,0 +1,112 @@
+//! What can happen in a world, and what can be done to it.
+
+use std::sync::Arc;
+
+use chronon_kernel::{Answer, Attempt, Ended};
+use chronon_node::Token;
+use chronon_storage::JobId;
+use chronon_vsr::{Duration, Instant, ReplicaId};
+
+use crate::CallId;
+use crate::network::Envelope;
+use crate::sink::Then;
+
+/// Something that happens at some instant.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A message arrives.
+    Deliver(Envelope),
+    /// A half of a replica runs.
+    Front { at: usize, life: u32 },
+    /// A half of a replica runs.
+    Back { at: usize, life: u32 },
+    /// The first step of a job is done.
+    DiskStep { at: usize, life: u32, job: JobId },
+    /// Front is told how old the oldest write is.
+    DiskAge { at: usize, life: u32 },
+    /// The journal may write its evidence.
+    Evidence { at: usize, life: u32 },
+    /// A connection to a dead process is reset.
+    PeerGone { at: usize, peer: ReplicaId },
+    /// An executor takes an attempt up.
+    Execute { at: usize, life: u32, attempt: Arc<Attempt> },
+    /// An attempt's bytes arrive at the sink.
+    SinkArrive { call: u64, attempt: Arc<Attempt> },
+    /// A sink acts.
+    SinkAct { call: u64, attempt: Arc<Attempt>, then: Then },
+    /// A sink's answer arrives.
+    SinkAnswer { call: u64, ended: Ended },
+    /// An executor has waited long enough.
+    AttemptTimeout { call: u64 },
+    /// A client does its next thing.
+    ClientWake { client: u32, life: u32 },
+    /// A client's request arrives at a replica.
+    ClientArrive { client: u32, call: CallId, token: Token, at: usize },
+    /// An answer arrives at a client.
+    ClientAnswer { client: u32, call: CallId, token: Token, answer: Answer },
+    /// A client has waited long enough for one attempt.
+    ClientTimeout { client: u32, call: CallId, token: Token },
+    /// A client sends the same call again.
+    ClientRetry { client: u32, call: CallId },
+    /// Somebody does harm, or ends it.
+    Fault(Fault),
+}
+
+/// What can be done to a world. Scenarios do it by hand, the swarm by the dice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The process is killed. What it wrote and did not flush stays in the page cache.
+    Kill(ReplicaId),
+    /// The machine loses its power: what was not flushed is lost or torn.
+    PowerOff(ReplicaId),
+    /// The replica is started.
+    Start(ReplicaId),
+    /// The process is stopped (SIGSTOP).
+    Pause(ReplicaId),
+    /// The process goes on (SIGCONT).
+    Resume(ReplicaId),
+    /// Nothing passes from the first to the second.
+    Cut(ReplicaId, ReplicaId),
+    /// Messages pass again from the first to the second.
+    Mend(ReplicaId, ReplicaId),
+    /// All wires are whole again.
+    MendAll,
+    /// Every step of the disk takes this much longer. Zero ends it.
+    DiskStall(ReplicaId, Duration),
+    /// The next write or flush fails.
+    DiskError(ReplicaId),
+    /// One bit of the WAL flips, on the page given by this number modulo the pages in use.
+    Rot(ReplicaId, u64),
+    /// The wall clock is set this many nanoseconds off.
+    Clock(ReplicaId, i64),
+    /// The replica is asked to give its primacy up.
+    StepDown(ReplicaId),
+}
+
+/// An event and its place in the heap: earlier first, and of one instant in the order of their making.
+#[derive(Debug)]
+pub(crate) struct Scheduled {
+    pub(crate) at: Instant,
+    pub(crate) number: u64,
+    pub(crate) event: Event,
+}
+
+impl PartialEq for Scheduled {
+    fn eq(&self, other: &Scheduled) -> bool {
+        self.number == other.number
+    }
+}
+
+impl Eq for Scheduled {}
+
+impl PartialOrd for Scheduled {
+    fn partial_cmp(&self, other: &Scheduled) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Scheduled {
+    fn cmp(&self, other: &Scheduled) -> std::cmp::Ordering {
+        (self.at, self.number).cmp(&(other.at, other.number))
+    }
+}
