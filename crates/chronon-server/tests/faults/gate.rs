@@ -176,10 +176,13 @@ async fn cut_the_primary_off(mutations: Mutations) {
     send(&cluster, old, 3).await;
     send(&cluster, old, 4).await;
 
+    receiver.reply(Caller::New, 3, Reply::Done);
+    receiver.reply(Caller::New, 4, Reply::Done);
     cluster.links.set_all_of(old, Mode::Lose);
     let cut = Instant::now();
     let (new, _) = cluster.primary_after(Some(view)).await;
-    let called = async || receiver.seen(Caller::New) == BTreeSet::from([1, 2]);
+    // It takes them in any order; the others end at once and make way.
+    let called = async || receiver.seen(Caller::New).is_superset(&BTreeSet::from([1, 2]));
     eventually("the new primary calls them too", called).await;
     let closed = Gate::AGE_MAX + Duration::from_millis(100);
     eventually("the gate's age", async || closed <= cut.elapsed()).await;
@@ -196,9 +199,8 @@ async fn cut_the_primary_off(mutations: Mutations) {
     evidence(&cluster, new, second, "permanent", 1).await;
     assert!(!heard(&cluster, new).await.contains_key(&2), "and changes nothing");
 
-    for effect in 1..=4 {
-        receiver.reply(Caller::New, effect, Reply::Done);
-    }
+    receiver.reply(Caller::New, 1, Reply::Done);
+    receiver.reply(Caller::New, 2, Reply::Done);
     let settled = async || heard(&cluster, new).await.len() == 4;
     eventually("everything is settled", settled).await;
     evidence(&cluster, new, first, "delivered", 2).await;

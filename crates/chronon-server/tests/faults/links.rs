@@ -52,6 +52,13 @@ impl Links {
         self.directions[&(from, to)].1.send_replace(mode);
     }
 
+    /// What happens from now on to messages to this replica.
+    pub(crate) fn set_all_to(&self, replica: u8, mode: Mode) {
+        for (from, to) in self.directions.keys().filter(|(_, to)| *to == replica) {
+            self.set(*from, *to, mode);
+        }
+    }
+
     /// Loses everything between this replica and all others; or nothing any more.
     pub(crate) fn set_all_of(&self, replica: u8, mode: Mode) {
         for (from, to) in self.directions.keys() {
