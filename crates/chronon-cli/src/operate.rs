@@ -396,12 +396,12 @@ fn show_sinks(answer: &Value) -> String {
 /// One line a field; what has fields of its own is indented JSON.
 fn show_object(object: &Value) -> String {
     let Some(fields) = object.as_object() else { return object.to_string() };
-    let width = fields.keys().map(String::len).max().unwrap_or(0);
+    let is_empty = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
+    let fields: Vec<_> = fields.iter().filter(|(_, value)| !is_empty(value)).collect();
+    let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     let mut shown = String::new();
     for (name, value) in fields {
         let value = match value {
-            Value::Array(items) if items.is_empty() => continue,
-            Value::Null => continue,
             Value::Array(_) | Value::Object(_) => {
                 let pretty = serde_json::to_string_pretty(value).unwrap_or_else(|_| value.to_string());
                 pretty.replace('\n', &format!("\n{:width$}  ", ""))
