@@ -310,7 +310,7 @@ struct Run {
     prng: Prng,
     /// The mean pause between two misfortunes.
     fault_mean: Duration,
-    /// The only replica whose disk rots: what it lost, the others hold.
+    /// The only replica whose disk rots (what it lost, the others hold) and whose clock goes far astray.
     victim: ReplicaId,
     faults: u32,
 }
@@ -511,8 +511,9 @@ impl Run {
             Disruption::Clock => {
                 let hour = 3_600_000_000_000_i64;
                 let skew = self.prng.between(0, 2 * hour.unsigned_abs()) as i64 - hour;
-                // Alone or of two, a replica has nobody to tell it that its clock is wrong.
-                let small = replicas.len() < 3 || self.prng.chance(1, 2);
+                // A majority of clocks is right, give or take a second: one replica's alone goes far astray. Alone or
+                // of two, it has nobody to tell it so.
+                let small = replicas.len() < 3 || target != self.victim;
                 let skew = if small { skew / 3_600 } else { skew };
                 world.inflict(Fault::Clock(target, skew));
                 world.inflict_after(long, Fault::Clock(target, 0));
