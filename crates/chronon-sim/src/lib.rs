@@ -20,8 +20,6 @@ mod swarm;
 mod trace;
 mod workload;
 mod world;
-mod world_clients;
-mod world_sinks;
 
 pub use bank::BankWorkload;
 pub use checker::{Checker, Commits, Committed, Completed, Effects, GateWatch, History, Results, Violation};

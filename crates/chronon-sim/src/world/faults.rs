@@ -1,0 +1,78 @@
+//! What can be done to a world from outside.
+
+use chronon_node::FrontInput;
+use chronon_vsr::{Duration, Instant};
+
+use super::index;
+use crate::event::{Event, Fault};
+use crate::trace::Who;
+use crate::{CallKind, World};
+
+impl World {
+    /// Does something to the world, now.
+    pub fn inflict(&mut self, fault: Fault) {
+        self.trace.note(self.now, Who::Fault, 0xfa, || format!("{fault:?}"));
+        match fault {
+            Fault::Kill(replica) => self.kill(index(replica)),
+            Fault::PowerOff(replica) => {
+                let at = index(replica);
+                self.kill(at);
+                self.machines[at].disk.power_cut();
+                let boot = Duration::from_millis(self.prng.below(1_000_000));
+                let since = self.now;
+                // The monotonic clock starts somewhere else; it never shows less than zero.
+                self.machines[at].clock.reboot(boot + since.since(Instant::ZERO));
+            }
+            Fault::Start(replica) => self.start(index(replica)),
+            Fault::Pause(replica) => self.machines[index(replica)].paused = true,
+            Fault::Resume(replica) => self.resume(index(replica)),
+            Fault::Cut(from, to) => self.network.set_cut(from, to, true),
+            Fault::Mend(from, to) => self.network.set_cut(from, to, false),
+            Fault::MendAll => self.network.heal(),
+            Fault::DiskStall(replica, stall) => self.machines[index(replica)].disk.set_stall(stall),
+            Fault::DiskError(replica) => self.machines[index(replica)].disk.fail_next(),
+            Fault::Rot(replica, page) => self.rot(index(replica), page),
+            Fault::Clock(replica, skew) => self.machines[index(replica)].clock.set_skew(skew),
+            Fault::StepDown(replica) => self.give_front(index(replica), FrontInput::StepDown),
+        }
+    }
+
+    /// Does something to the world later.
+    pub fn inflict_after(&mut self, after: Duration, fault: Fault) {
+        self.schedule(after, Event::Fault(fault));
+    }
+
+    /// Changes how all wires behave.
+    pub fn set_network(&mut self, config: crate::NetworkConfig) {
+        self.config.network = config;
+        self.network.set_config(config);
+    }
+
+    /// Changes how all disks behave, and ends their stalls.
+    pub fn set_disks(&mut self, config: crate::DiskConfig) {
+        self.config.disk = config;
+        for machine in &mut self.machines {
+            machine.disk.set_config(config);
+        }
+    }
+
+    /// Changes how all sinks behave.
+    pub fn set_sinks(&mut self, behaviour: crate::SinkBehaviour) {
+        self.config.sinks = behaviour;
+        for sink in self.sinks.values_mut() {
+            sink.set_behaviour(behaviour);
+        }
+    }
+
+    /// Changes what the clients do from their next call on.
+    pub fn set_clients(&mut self, config: crate::ClientConfig) {
+        self.config.clients = config;
+    }
+
+    /// Gives a client something to do after what it has to do already.
+    pub fn ask(&mut self, client: u32, kind: CallKind) {
+        let life = self.clients[client as usize].life;
+        self.clients[client as usize].script.push_back(kind);
+        self.schedule(Duration::ZERO, Event::ClientWake { client, life });
+    }
+}

@@ -1,0 +1,213 @@
+//! How Front and Back of a replica run, each at its own moments.
+
+use std::sync::Arc;
+
+use chronon_node::{BackInput, BackOutput, FrontInput, FrontOutput, ToBack, ToFront};
+use chronon_vsr::Duration;
+
+use super::TICKS_IN_A_ROW_MAX;
+use crate::event::Event;
+use crate::network::exponential;
+use crate::trace::{Who, salt_of};
+use crate::{Checker, Violation, World};
+
+impl World {
+    pub(super) fn late(&mut self) -> Duration {
+        let mean = self.config.pace.late_mean;
+        exponential(&mut self.prng, mean)
+    }
+
+    pub(crate) fn give_front(&mut self, at: usize, input: FrontInput) {
+        if self.machines[at].process.is_some() {
+            self.process(at).front_inbox.push_back(input);
+            let late = self.late();
+            self.wake_front(at, late);
+        }
+    }
+
+    pub(crate) fn give_back(&mut self, at: usize, input: BackInput) {
+        if self.machines[at].process.is_some() {
+            self.process(at).back_inbox.push_back(input);
+            let late = self.late();
+            self.wake_back(at, late);
+        }
+    }
+
+    pub(super) fn wake_front(&mut self, at: usize, after: Duration) {
+        let when = self.now + after;
+        let life = self.machines[at].life;
+        let Some(process) = &mut self.machines[at].process else { return };
+        if process.front_timer.scheduled.is_none_or(|scheduled| when < scheduled) {
+            process.front_timer.scheduled = Some(when);
+            self.schedule_at(when, Event::Front { at, life });
+        }
+    }
+
+    pub(super) fn wake_back(&mut self, at: usize, after: Duration) {
+        let when = self.now + after;
+        let life = self.machines[at].life;
+        let Some(process) = &mut self.machines[at].process else { return };
+        if process.back_timer.scheduled.is_none_or(|scheduled| when < scheduled) {
+            process.back_timer.scheduled = Some(when);
+            self.schedule_at(when, Event::Back { at, life });
+        }
+    }
+
+    pub(super) fn run_front(&mut self, at: usize) {
+        let back_queue_max = self.config.pace.back_queue_max;
+        let machine = &mut self.machines[at];
+        // A paused process is woken again when it goes on.
+        if machine.paused {
+            return;
+        }
+        let now = machine.clock.now(self.now);
+        let process = machine.process.as_mut().expect("the caller saw that it is alive");
+        if back_queue_max <= process.back_inbox.len() {
+            process.front_blocked = true;
+            return;
+        }
+        let input = match process.front_inbox.pop_front() {
+            Some(input) => {
+                process.ticks_in_a_row = 0;
+                input
+            }
+            None => {
+                process.ticks_in_a_row += 1;
+                FrontInput::Tick
+            }
+        };
+        if TICKS_IN_A_ROW_MAX < process.ticks_in_a_row
+            && process.front_timer.deadline.is_some_and(|deadline| deadline <= self.now)
+        {
+            let what = format!("R{at}'s Front asks to be woken at once, for ever");
+            return self.object(Violation::new(Checker::Liveness, what));
+        }
+        process.front.handle(now, input);
+        self.drain_front(at);
+    }
+
+    pub(super) fn drain_front(&mut self, at: usize) {
+        let mut outputs = std::mem::take(&mut self.front_outputs);
+        let process = self.process(at);
+        let deadline = loop {
+            match process.front.poll_output() {
+                FrontOutput::Wait(deadline) => break deadline,
+                output => outputs.push(output),
+            }
+        };
+        process.role = process.front.status().role;
+        for output in outputs.drain(..) {
+            self.on_front_output(at, output);
+        }
+        self.front_outputs = outputs;
+        self.start_jobs(at);
+
+        let machine = &mut self.machines[at];
+        let deadline = machine.clock.world(deadline);
+        let Some(process) = &mut machine.process else { return };
+        process.front_timer.deadline = deadline;
+        let busy_until = self.now + self.config.pace.front;
+        if !process.front_inbox.is_empty() {
+            self.wake_front(at, self.config.pace.front);
+        } else if let Some(deadline) = deadline {
+            let when = deadline.max(busy_until);
+            self.wake_front(at, when.since(self.now));
+        }
+    }
+
+    pub(super) fn on_front_output(&mut self, at: usize, output: FrontOutput) {
+        let id = self.machines[at].id;
+        match output {
+            FrontOutput::Send(to, message) => self.send(at, to, message),
+            FrontOutput::Persist(write) => self.process(at).journal.submit(write),
+            FrontOutput::Back(to_back) => {
+                match &to_back {
+                    ToBack::Commit(entry) => {
+                        let salt = salt_of(&entry.checksum().to_bytes());
+                        self.trace.note(self.now, Who::Replica(id), salt, || {
+                            format!("commits {} {}", entry.op(), entry.checksum())
+                        });
+                        let verdict = self.commits.on_commit(self.now, id, entry);
+                        self.judge(verdict);
+                    }
+                    ToBack::Serving(Some(stamp)) => {
+                        self.trace.note(self.now, Who::Replica(id), stamp.view.value(), || {
+                            format!("serves as the primary of {stamp}")
+                        });
+                        self.gate_watch.on_serving(self.now, *stamp);
+                    }
+                    ToBack::Serving(None) | ToBack::Query { .. } => {}
+                }
+                self.give_back(at, BackInput::Front(to_back));
+            }
+            FrontOutput::Answer(token, answer) => {
+                let Some((client, call)) = self.process(at).tokens.remove(&token) else { return };
+                let delay = self.network.delay();
+                if !self.client_message_lost() {
+                    self.schedule(delay, Event::ClientAnswer { client, call, token, answer });
+                }
+            }
+            FrontOutput::GateConfirmed(round) => self.process(at).gate.confirm(round),
+            FrontOutput::GateClosed => self.process(at).gate.close(),
+            FrontOutput::Event(event) => {
+                self.trace.note(self.now, Who::Replica(id), 0xe, || format!("{event:?}"));
+                self.events.push((self.now, id, event));
+            }
+            FrontOutput::Wait(_) => unreachable!("it ends the drain"),
+        }
+    }
+
+    pub(super) fn run_back(&mut self, at: usize) {
+        let machine = &mut self.machines[at];
+        if machine.paused {
+            return;
+        }
+        let now = machine.clock.now(self.now);
+        let process = machine.process.as_mut().expect("the caller saw that it is alive");
+        let input = process.back_inbox.pop_front().unwrap_or(BackInput::Tick);
+        process.back.handle(now, input);
+        let unblocked = std::mem::take(&mut process.front_blocked);
+        self.drain_back(at);
+        if unblocked {
+            self.wake_front(at, Duration::ZERO);
+        }
+    }
+
+    pub(super) fn drain_back(&mut self, at: usize) {
+        let deadline = loop {
+            match self.process(at).back.poll_output() {
+                BackOutput::Wait(deadline) => break deadline,
+                BackOutput::Front(to_front) => {
+                    if let ToFront::Executed { applied, results } = &to_front {
+                        let id = self.machines[at].id;
+                        self.trace.note(self.now, Who::Replica(id), applied.digest.0, || {
+                            format!("executed {}: {results:?}", applied.op)
+                        });
+                        let verdict = self.results.on_executed(&self.commits, id, *applied, results);
+                        self.judge(verdict);
+                    }
+                    self.give_front(at, FrontInput::Back(to_front));
+                }
+                BackOutput::Start(attempt) => {
+                    let executed = self.process(at).back.engine().applied();
+                    let committed = self.commits.head();
+                    let verdict = self.effects.on_start(executed.min(committed), &attempt);
+                    self.judge(verdict);
+                    let late = self.late();
+                    let life = self.machines[at].life;
+                    self.schedule(late, Event::Execute { at, life, attempt: Arc::new(attempt) });
+                }
+            }
+        };
+        let machine = &mut self.machines[at];
+        let deadline = machine.clock.world(deadline);
+        let Some(process) = &mut machine.process else { return };
+        process.back_timer.deadline = deadline;
+        let busy_until = self.now + self.config.pace.back;
+        if !process.back_inbox.is_empty() {
+            self.wake_back(at, self.config.pace.back);
+        } else if let Some(deadline) = deadline {
+            self.wake_back(at, deadline.max(busy_until).since(self.now));
+        }
+    }
+}

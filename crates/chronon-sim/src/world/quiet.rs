@@ -1,0 +1,107 @@
+//! When all is quiet, and what must be true then.
+
+use std::collections::BTreeMap;
+
+use chronon_kernel::{Answer, EngineOptions, Lineage, Request, RequestResult};
+use chronon_vsr::{Op, Role, Status};
+
+use crate::{CallKind, Checker, Violation, World};
+
+impl World {
+    /// Whether all is quiet: every call has ended, every replica is up and has executed everything, and every effect
+    /// is settled or parked. If not, says what is still going on.
+    pub fn is_quiet(&self) -> Result<(), String> {
+        if !self.clients_done() {
+            let busy = self.clients.iter().find(|client| !client.is_done());
+            return Err(format!("a client waits: {busy:?}"));
+        }
+        if !self.out_calls.is_empty() {
+            return Err("an attempt is under way".to_owned());
+        }
+        let head = self.commits.head();
+        for machine in &self.machines {
+            let id = machine.id;
+            let Some(process) = machine.process.as_ref().filter(|_| !machine.paused) else {
+                if machine.forsaken {
+                    continue;
+                }
+                return Err(format!("R{id} does not run"));
+            };
+            let (status, engine) = (process.front.status(), process.back.engine().status());
+            let follows = matches!(status.role, Role::Primary { serving: true, .. } | Role::Backup { .. });
+            if status.status != Status::Normal || !follows {
+                return Err(format!("R{id} is {status:?}"));
+            }
+            if status.applied != head || status.head != head || status.commit_max.op != head {
+                return Err(format!("R{id} lags behind op {head}: {status:?}"));
+            }
+            // Behind a parked effect its lane waits, and rightly so.
+            let ready = if engine.parked == 0 { engine.ready } else { 0 };
+            if engine.scheduled + ready + engine.started + engine.waiting + engine.callbacks != 0 {
+                return Err(format!("R{id} has open effects: {engine:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// When all is quiet: a fresh engine that replays the log agrees with every replica and every read, the machine's
+    /// own invariant holds, and log, results and ledgers tell one story.
+    pub fn check_quiet(&self) -> Result<(), Violation> {
+        self.history.check_end(&self.results)?;
+        let options = EngineOptions {
+            lineage: Lineage(self.lineage),
+            limits: self.config.engine,
+            mutations: chronon_vsr::Mutations::NONE,
+        };
+        let mut engine = self.workload.engine(options);
+        let mut reads: BTreeMap<Op, Vec<_>> = BTreeMap::new();
+        for completed in self.history.completed() {
+            if let (CallKind::Query { query, .. }, Answer::Answered { answer, .. }) =
+                (&completed.kind, &completed.answer)
+            {
+                reads.entry(completed.op).or_default().push((
+                    completed.call,
+                    query.as_slice(),
+                    answer.as_slice(),
+                ));
+            }
+        }
+        for op in 0..=self.commits.head().value() {
+            let op = Op::new(op);
+            if let Some(committed) = self.commits.get(op) {
+                let header = committed.entry.header();
+                let applied = engine.commit(chronon_kernel::CommittedOp {
+                    op,
+                    born: header.born,
+                    timestamp: header.timestamp,
+                    body: committed.entry.body(),
+                });
+                let known = self.results.digest(op);
+                if known.is_some_and(|known| known != applied.digest) {
+                    let what = format!("a replay of the log differs from the replicas at op {op}");
+                    return Err(Violation::new(Checker::Digest, what));
+                }
+            }
+            for (call, query, answer) in reads.remove(&op).unwrap_or_default() {
+                if engine.query(query).as_deref() != Ok(answer) {
+                    let what = format!("the read {call:?} at op {op} says what no state at that op says");
+                    return Err(Violation::new(Checker::Linearizability, what));
+                }
+            }
+        }
+        self.effects.check_end(&self.commits, &self.results, &*engine, &self.sinks)?;
+        let mut applied = Vec::new();
+        for (at, result) in self.results.all() {
+            let committed = self.commits.get(Op::new(at.op)).map(|committed| &committed.requests);
+            if let RequestResult::Replied { at: first, reply, .. } = result
+                && *first == at
+                && let Some(Request::Command { body, .. }) =
+                    committed.and_then(|requests| requests.get(at.request as usize))
+            {
+                applied.push(crate::Applied { at, command: body, reply });
+            }
+        }
+        let quiet = crate::Quiet { engine: &*engine, applied, sinks: &self.sinks };
+        self.workload.check_quiet(&quiet).map_err(|what| Violation::new(Checker::Machine, what))
+    }
+}
