@@ -94,11 +94,16 @@ fn judge_call(known: Known, end: End) -> Verdict {
         End::Unreadable => Verdict::Park(Parked::InDoubt),
         End::Definite => Verdict::CallAgain(Doubt::None),
         End::Permanent => match known.contract {
-            // The sink knows our key, so its firm "no" speaks for every attempt under it.
-            Contract::Transactional | Contract::Idempotent { .. } => Verdict::Fail,
-            // It speaks for this call alone; of an earlier call nothing is known. Under the contracts with claims
-            // there is none: a call follows only upon proof that the one before did not act.
-            Contract::AtLeastOnce | Contract::AtMostOnce | Contract::Probe { .. } => match known.doubt {
+            // The row is looked for in the very transaction that says "no"; a sink that keeps its errors under our key
+            // as well says what it said the first time. So the "no" speaks for every attempt.
+            Contract::Transactional | Contract::Idempotent { replays_errors: true, .. } => Verdict::Fail,
+            // It speaks for this call alone: a gateway refuses before anybody has looked for our key, and a limit may be
+            // reached because of the call before. Under the contracts with claims there is no call before: one follows
+            // only upon proof that the last did not act.
+            Contract::Idempotent { replays_errors: false, .. }
+            | Contract::AtLeastOnce
+            | Contract::AtMostOnce
+            | Contract::Probe { .. } => match known.doubt {
                 Doubt::None => Verdict::Fail,
                 Doubt::Possible => Verdict::Park(Parked::InDoubt),
             },
@@ -142,10 +147,12 @@ mod tests {
         End::NotFound,
     ];
 
-    fn contracts() -> [Contract; 5] {
+    fn contracts() -> [Contract; 6] {
+        let window = Duration::from_secs(60);
         [
             Contract::Transactional,
-            Contract::Idempotent { window: Duration::from_secs(60), replays_errors: false },
+            Contract::Idempotent { window, replays_errors: true },
+            Contract::Idempotent { window, replays_errors: false },
             Contract::Probe { settle: Duration::from_secs(60) },
             Contract::AtMostOnce,
             Contract::AtLeastOnce,
@@ -162,11 +169,13 @@ mod tests {
         let table = [
             [Deliver, doubt, definite, ambiguous, Fail, ambiguous, ambiguous],
             [Deliver, doubt, definite, ambiguous, Fail, ambiguous, ambiguous],
+            [Deliver, doubt, definite, ambiguous, Fail, ambiguous, ambiguous],
             [Deliver, doubt, definite, Ask, Fail, Ask, Ask],
             [Deliver, doubt, definite, doubt, Fail, doubt, doubt],
             [Deliver, doubt, definite, ambiguous, Fail, ambiguous, ambiguous],
             [Deliver, doubt, definite, ambiguous, Fail, ambiguous, ambiguous],
             [Deliver, doubt, definite, ambiguous, Fail, ambiguous, ambiguous],
+            [Deliver, doubt, definite, ambiguous, doubt, ambiguous, ambiguous],
             [Deliver, doubt, definite, Ask, doubt, Ask, Ask],
             [Deliver, doubt, definite, doubt, doubt, doubt, doubt],
             [Deliver, doubt, definite, ambiguous, doubt, ambiguous, ambiguous],

@@ -64,7 +64,8 @@ pub enum Contract {
     Idempotent {
         /// How long the sink remembers a key, from the first attempt whose end is not known definite.
         window: Duration,
-        /// The sink answers a repeat of a failed request with the stored failure: a retry can't succeed.
+        /// The sink keeps its refusals under our key too, and answers a repeat with the one that it gave. So a firm
+        /// no speaks for every attempt; from a sink without it, a no after an attempt of unknown end is in doubt.
         replays_errors: bool,
     },
     /// Can be asked whether a key landed: retry only on a firm no later than `settle`.
