@@ -2,6 +2,12 @@
 
 use core::fmt;
 
+/// The most bytes in one chunk of a checkpoint.
+pub const CHUNK_SIZE_MAX: usize = 256 * 1024;
+
+/// The most bytes in the list of a checkpoint's chunks, which is sent and kept as a chunk itself.
+pub const CHUNK_LIST_SIZE_MAX: usize = 1024 * 1024;
+
 /// The first 128 bits of a BLAKE3 hash. Names an entry, a body or a chunk by its content.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Checksum([u8; 16]);
@@ -20,6 +26,12 @@ impl Checksum {
             hasher.update(piece);
         }
         Checksum::cut(hasher.finalize())
+    }
+
+    /// The name of a chunk of a checkpoint (or of a list of chunks). Never the checksum of an entry's body: what
+    /// clients write can't pass for a chunk.
+    pub fn of_chunk(bytes: &[u8]) -> Checksum {
+        Checksum::of_pieces(&[b"chronon chunk", bytes])
     }
 
     /// A checksum as read from bytes.
@@ -76,5 +88,7 @@ mod tests {
         assert_ne!(of(&[b"ab", b"c"]), of(&[b"abc"]));
         assert_ne!(of(&[b"ab", b""]), of(&[b"ab"]));
         assert_ne!(of(&[b"ab"]), Checksum::of(b"ab"));
+        assert_ne!(Checksum::of_chunk(b"ab"), Checksum::of(b"ab"));
+        assert_ne!(Checksum::of_chunk(b"ab"), of(&[b"ab"]));
     }
 }
