@@ -221,7 +221,7 @@ struct PendingQuery {
 impl Front {
     /// Front as the data directory left it. Drain its outputs before anything else.
     pub fn open(options: Options, limits: FrontLimits, recovered: Recovered, now: Now) -> Front {
-        let checkpoint = recovered.state.checkpoint.op;
+        let checkpoint = recovered.state.checkpoint.entry.op;
         let replica = Replica::open(options, recovered, now);
         let role = replica.role();
         Front {

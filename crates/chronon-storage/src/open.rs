@@ -365,7 +365,7 @@ fn refuse_damage_of_the_only_copy(state: &VsrState, scan: &Scan) -> Result<(), O
     }
     let scanned = scan.entries.iter().filter(|entry| entry.verdict == Verdict::Faulty);
     let mut faulty: Vec<OpRef> = scanned.map(|entry| entry.header.op_ref()).collect();
-    faulty.retain(|entry| state.checkpoint.op < entry.op);
+    faulty.retain(|entry| state.checkpoint.entry.op < entry.op);
     faulty.sort_unstable();
     if faulty.is_empty() && scan.uncertain_from.is_none() {
         return Ok(());

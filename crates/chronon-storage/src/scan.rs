@@ -156,7 +156,8 @@ fn unevidenced(groups: &[ScannedGroup], durable_through: Sequence) -> Vec<Entry>
 /// The first op of which nothing is known: after the suffix's head (or the checkpoint) and what chains to it from the WAL with the
 /// same log_stamp. Entries of logs that were replaced don't count, so this never is too high.
 fn op_after_the_last_known(entries: &[RecoveredEntry], state: &VsrState) -> Op {
-    let mut head = if state.head().op < state.checkpoint.op { state.checkpoint } else { state.head() };
+    let checkpoint = state.checkpoint.entry;
+    let mut head = if state.head().op < checkpoint.op { checkpoint } else { state.head() };
     let born = state.log_stamp.stamp();
     let mut by_parent: BTreeMap<(Op, Checksum), &EntryHeader> = BTreeMap::new();
     for RecoveredEntry { header, .. } in entries {

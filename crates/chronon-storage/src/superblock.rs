@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chronon_vsr::{
-    Checksum, ClusterId, DiskId, ENTRY_HEADER_SIZE, EntryHeader, Epoch, Incarnation, LogStamp, Member,
-    Membership, Op, OpRef, PeerMemory, ReplicaId, Ring, SUFFIX_MAX, Stamp, VOTERS_MAX, View, VsrState,
+    Checkpoint, Checksum, ClusterId, Digest, DiskId, ENTRY_HEADER_SIZE, EntryHeader, Epoch, Incarnation,
+    LogStamp, Member, Membership, Op, OpRef, PeerMemory, Release, ReplicaId, Ring, SUFFIX_MAX, Stamp,
+    Timestamp, VOTERS_MAX, View, VsrState,
 };
 
 use crate::buffer::Buffer;
@@ -27,7 +28,7 @@ const COPIES_TO_OPEN: usize = 2;
 const _: () = assert!(COPIES < COPIES_TO_WRITE + COPIES_TO_OPEN);
 
 /// The version of everything in a data directory.
-pub(crate) const FORMAT_VERSION: u32 = 1;
+pub(crate) const FORMAT_VERSION: u32 = 2;
 
 const MAGIC: [u8; 8] = *b"CHRONSUP";
 
@@ -45,12 +46,14 @@ pub(crate) const FAULTY_MAX: usize = 400;
 
 const HEAD_SIZE: usize = 192;
 const MEMBERSHIP_SIZE_MAX: usize = 8 + 2 + MEMBERS_MAX * 17;
+const CHECKPOINT_SIZE: usize = 24 + 3 * 8 + 4 + 1 + 16;
 const STATE_SIZE_MAX: usize = MEMBERSHIP_SIZE_MAX
     + 2 * 16
     + (1 + SUFFIX_MAX * ENTRY_HEADER_SIZE)
     + (2 + FAULTY_MAX * 24)
     + 9
-    + 2 * 24
+    + 24
+    + CHECKPOINT_SIZE
     + (1 + PEERS_MAX * 49);
 const _: () = assert!(HEAD_SIZE + STATE_SIZE_MAX <= COPY_SIZE);
 const _: () = assert!(VOTERS_MAX <= MEMBERS_MAX);
@@ -313,7 +316,7 @@ fn encode_state(w: &mut Writer<'_>, state: &VsrState) {
     w.u8(u8::from(state.uncertain_from.is_some()));
     w.u64(state.uncertain_from.map_or(0, Op::value));
     encode_op_ref(w, state.commit_max);
-    encode_op_ref(w, state.checkpoint);
+    encode_checkpoint(w, &state.checkpoint);
     w.u8(count(state.peers.len()));
     for peer in &state.peers {
         w.u8(peer.replica.value());
@@ -351,7 +354,7 @@ fn decode_state(r: &mut Reader<'_>) -> Option<VsrState> {
         _ => return None,
     };
     let commit_max = decode_op_ref(r)?;
-    let checkpoint = decode_op_ref(r)?;
+    let checkpoint = decode_checkpoint(r)?;
     let peers_length = usize::from(r.u8()?);
     if PEERS_MAX < peers_length {
         return None;
@@ -400,6 +403,28 @@ fn decode_stamp(r: &mut Reader<'_>) -> Option<Stamp> {
     Some(Stamp { epoch: Epoch::new(r.u64()?), view: View::new(r.u64()?) })
 }
 
+fn encode_checkpoint(w: &mut Writer<'_>, checkpoint: &Checkpoint) {
+    encode_op_ref(w, checkpoint.entry);
+    w.u64(checkpoint.end);
+    w.u64(checkpoint.timestamp.nanos());
+    w.u64(checkpoint.digest.0);
+    w.u32(checkpoint.release.value());
+    w.u8(u8::from(checkpoint.root.is_some()));
+    w.put(&checkpoint.root.map_or([0; 16], Checksum::to_bytes));
+}
+
+fn decode_checkpoint(r: &mut Reader<'_>) -> Option<Checkpoint> {
+    let entry = decode_op_ref(r)?;
+    let (end, timestamp, digest) = (r.u64()?, Timestamp::from_nanos(r.u64()?), Digest(r.u64()?));
+    let release = Release::new(r.u32()?);
+    let root = match (r.u8()?, r.array()?) {
+        (0, bytes) if bytes == [0; 16] => None,
+        (1, bytes) => Some(Checksum::from_bytes(bytes)),
+        _ => return None,
+    };
+    Some(Checkpoint { entry, end, timestamp, digest, release, root })
+}
+
 fn encode_op_ref(w: &mut Writer<'_>, entry: OpRef) {
     w.u64(entry.op.value());
     w.put(&entry.checksum.to_bytes());
@@ -411,7 +436,7 @@ fn decode_op_ref(r: &mut Reader<'_>) -> Option<OpRef> {
 
 #[cfg(test)]
 mod tests {
-    use chronon_vsr::{Prng, Release, Timestamp};
+    use chronon_vsr::Prng;
 
     use super::*;
     use crate::{MemoryDisk, UnflushedDisk, perform_step};
@@ -447,6 +472,14 @@ mod tests {
         state.faulty = vec![header.op_ref()];
         state.suffix = vec![header];
         state.uncertain_from = Some(Op::new(9));
+        state.checkpoint = Checkpoint {
+            entry: OpRef { op: Op::new(0x11), checksum: Checksum::of(b"checkpoint") },
+            end: 0x2222,
+            timestamp: Timestamp::from_nanos(0x3333),
+            digest: Digest(0x4444),
+            release: Release::new(0x55),
+            root: Some(Checksum::of(b"chunk list")),
+        };
         state.peers = vec![PeerMemory {
             replica: ReplicaId::new(1),
             disk: DiskId::new(8),
@@ -477,9 +510,9 @@ mod tests {
     fn the_bytes_of_a_superblock_never_change() {
         let mut bytes = vec![0; COPIES * COPY_SIZE];
         superblock(3).encode(&mut bytes);
-        assert_eq!(bytes[16..32], *b"CHRONSUP\x01\0\0\0\0\0\0\0");
-        assert_eq!(bytes[2 * COPY_SIZE + 16..2 * COPY_SIZE + 32], *b"CHRONSUP\x01\0\0\0\x02\0\0\0");
-        assert_eq!(Checksum::of(&bytes).to_string(), "b1bc314d");
+        assert_eq!(bytes[16..32], *b"CHRONSUP\x02\0\0\0\0\0\0\0");
+        assert_eq!(bytes[2 * COPY_SIZE + 16..2 * COPY_SIZE + 32], *b"CHRONSUP\x02\0\0\0\x02\0\0\0");
+        assert_eq!(Checksum::of(&bytes).to_string(), "7234c5aa");
     }
 
     #[test]

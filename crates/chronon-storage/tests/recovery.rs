@@ -4,7 +4,7 @@
 mod support;
 
 use chronon_storage::{Disk, Expect, File, MemoryDisk, OpenError, Step, open, perform};
-use chronon_vsr::{Entry, Mutations, Op, Recovered, VsrState, Write, WriteNumber};
+use chronon_vsr::{Checkpoint, Entry, Mutations, Op, Recovered, VsrState, Write, WriteNumber};
 use support::*;
 
 const UNIT: usize = 512;
@@ -461,8 +461,9 @@ fn filled_to_the_end() -> (MemoryDisk, Chain, Vec<Entry>) {
         body = 8000;
         if position + 4096 == size - 8192 {
             // What was let go of lies below a checkpoint.
-            let checkpoint = kept[0].op_ref();
-            let state = VsrState { checkpoint, commit_max: checkpoint, ..recovered.state };
+            let entry = kept[0].op_ref();
+            let checkpoint = Checkpoint { entry, ..recovered.state.checkpoint };
+            let state = VsrState { checkpoint, commit_max: entry, ..recovered.state };
             journal.submit(Write::Superblock { number: WriteNumber::ZERO.next(), state });
             drain(&mut disk, &mut journal);
             return (disk, chain, kept);
@@ -631,12 +632,13 @@ fn damage_below_the_checkpoint_refuses_nobody() {
     append(&mut disk, &mut journal, &mut numbers, &entries[..1]);
     append(&mut disk, &mut journal, &mut numbers, &entries[1..]);
     evidence(&mut disk, &mut journal);
-    let checkpoint = entries[0].op_ref();
-    let state = VsrState { checkpoint, commit_max: checkpoint, ..recovered.state };
+    let entry = entries[0].op_ref();
+    let checkpoint = Checkpoint { entry, ..recovered.state.checkpoint };
+    let state = VsrState { checkpoint, commit_max: entry, ..recovered.state };
     disk.bytes_mut(File::Wal)[UNIT + 9] ^= 1;
     assert!(open(&mut disk.clone(), Expect::default(), Mutations::NONE).is_err());
     journal.submit(Write::Superblock { number: WriteNumber::ZERO.next(), state });
     drain(&mut disk, &mut journal);
     let (_, recovered) = reopen(&mut disk);
-    assert_eq!(faulty(&recovered), [checkpoint]);
+    assert_eq!(faulty(&recovered), [entry]);
 }

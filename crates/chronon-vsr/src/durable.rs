@@ -3,7 +3,8 @@
 use alloc::vec::Vec;
 
 use crate::{
-    Checksum, DiskId, Entry, EntryHeader, Incarnation, LogStamp, Membership, Op, OpRef, ReplicaId, Stamp,
+    Checksum, Digest, DiskId, Entry, EntryHeader, Incarnation, LogStamp, Membership, Op, OpRef, Release,
+    ReplicaId, Stamp, Timestamp,
 };
 
 /// The part of the superblock that the protocol owns (§3.1). Storage adds identity, sequence and copies.
@@ -25,10 +26,42 @@ pub struct VsrState {
     pub uncertain_from: Option<Op>,
     /// The newest op known committed; the root while there is none.
     pub commit_max: OpRef,
-    /// The newest durable checkpoint; the root while there is none.
-    pub checkpoint: OpRef,
+    /// The newest durable checkpoint; that of the root while none was taken.
+    pub checkpoint: Checkpoint,
     /// What each peer last showed of itself, to refuse a disk that remembers less (§7).
     pub peers: Vec<PeerMemory>,
+}
+
+/// A checkpoint: what executing every op up to `entry` came to. A function of the log alone, so every replica's
+/// checkpoint at an op is the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Checkpoint {
+    /// The op whose execution it follows; the log's root for a cluster that has taken none.
+    pub entry: OpRef,
+    /// The ring offset behind that entry: where the next one's charge begins.
+    pub end: u64,
+    /// That entry's log time.
+    pub timestamp: Timestamp,
+    /// The chained digest after it.
+    pub digest: Digest,
+    /// The release that the entry was written for: the chunks' format follows it.
+    pub release: Release,
+    /// Names the list of chunks that hold the state. None before the first checkpoint: there is nothing to hold.
+    pub root: Option<Checksum>,
+}
+
+impl Checkpoint {
+    /// Of a cluster that has executed nothing.
+    pub const fn genesis(root: OpRef) -> Checkpoint {
+        Checkpoint {
+            entry: root,
+            end: 0,
+            timestamp: Timestamp::ZERO,
+            digest: Digest(0),
+            release: Release::new(0),
+            root: None,
+        }
+    }
 }
 
 /// What a replica remembers of a peer.
@@ -152,7 +185,7 @@ impl VsrState {
             faulty: Vec::new(),
             uncertain_from: None,
             commit_max: root,
-            checkpoint: root,
+            checkpoint: Checkpoint::genesis(root),
             peers: Vec::new(),
         }
     }

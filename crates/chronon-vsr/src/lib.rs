@@ -29,7 +29,9 @@ mod ring;
 mod time;
 
 pub use checksum::{CHUNK_LIST_SIZE_MAX, CHUNK_SIZE_MAX, Checksum};
-pub use durable::{Durable, PeerMemory, Recovered, RecoveredEntry, Verdict, VsrState, Write, WriteNumber};
+pub use durable::{
+    Checkpoint, Durable, PeerMemory, Recovered, RecoveredEntry, Verdict, VsrState, Write, WriteNumber,
+};
 pub use entry::{BODY_SIZE_MAX, ENTRY_HEADER_SIZE, Entry, EntryHeader};
 pub use event::{Abdication, DropReason, Event, PeerRefusal, Suspicion};
 pub use ids::{ClusterId, DiskId, Epoch, Incarnation, LogStamp, Op, OpRef, Release, ReplicaId, Stamp, View};

@@ -619,7 +619,7 @@ impl Replica {
             faulty: self.log.faulty_uncommitted(),
             uncertain_from: self.uncertain_from,
             commit_max: self.log.committed(),
-            checkpoint: self.log.root(),
+            checkpoint: crate::Checkpoint::genesis(self.log.root()),
             peers: self.peers.memories(),
         };
         self.outputs.push_back(Output::Persist(Write::Superblock { number, state }));
