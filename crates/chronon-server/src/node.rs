@@ -592,7 +592,11 @@ fn stallable(disk: RealDisk, path: &Path, before: Option<DiskHook>) -> Unflushed
         before.as_ref().map_or(Ok(()), |before| before(operation))?;
         match operation {
             Operation::Flush { .. } => stall(&order),
-            Operation::Read { .. } | Operation::Write { .. } => Ok(()),
+            Operation::Read { .. }
+            | Operation::Write { .. }
+            | Operation::Reserve { .. }
+            | Operation::Truncate { .. }
+            | Operation::Remove { .. } => Ok(()),
         }
     }))
 }

@@ -1,6 +1,6 @@
 //! A replica's disk: it forgets what was not flushed when the power fails, tears what was half written, and rots.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
 use chronon_storage::{Disk, File, Step};
@@ -56,7 +56,7 @@ struct SimFile {
 
 /// A disk in memory. Reads see unflushed writes, as they do in a page cache; only a power cut shows the difference.
 pub(crate) struct SimDisk {
-    files: [SimFile; File::ALL.len()],
+    files: BTreeMap<File, SimFile>,
     config: DiskConfig,
     prng: Prng,
     /// The next write or flush fails.
@@ -67,7 +67,7 @@ pub(crate) struct SimDisk {
 
 impl SimDisk {
     pub(crate) fn new(config: DiskConfig, prng: Prng) -> SimDisk {
-        let files = [SimFile::default(), SimFile::default()];
+        let files = File::FIXED.into_iter().map(|file| (file, SimFile::default())).collect();
         SimDisk { files, config, prng, fail_next: false, stall: Duration::ZERO }
     }
 
@@ -79,7 +79,9 @@ impl SimDisk {
                 self.config.write_min + Duration::from_nanos(bytes.len() as u64 / 2)
             }
             Step::Flush { .. } => self.config.flush_min,
-            Step::ReadBack { .. } => self.config.write_min,
+            Step::ReadBack { .. } | Step::Reserve { .. } | Step::Truncate { .. } | Step::Remove { .. } => {
+                self.config.write_min
+            }
         };
         let stalls = self.chance(self.config.stall_chance);
         let stall = if stalls { self.config.stall } else { Duration::ZERO };
@@ -109,23 +111,28 @@ impl SimDisk {
                 for (unit, part) in bytes.chunks(UNIT).enumerate() {
                     if mode == 1 || mode == 2 && self.prng.chance(1, 2) {
                         let at = position + (unit * UNIT) as u64;
-                        self.files[index(*file)].write(at, part);
+                        self.file(*file).write(at, part);
                     }
                 }
             }
             Step::Flush { file } => {
                 if self.prng.chance(1, 2) {
-                    self.files[index(*file)].flush();
+                    self.file(*file).flush();
                 }
             }
-            Step::ReadBack { .. } => {}
+            Step::Truncate { .. } | Step::Remove { .. } => {
+                if self.prng.chance(1, 2) {
+                    let _ = chronon_storage::perform_step(self, step);
+                }
+            }
+            Step::ReadBack { .. } | Step::Reserve { .. } => {}
         }
     }
 
     /// The power fails: of each unflushed write any subset of its units is kept.
     pub(crate) fn power_cut(&mut self) {
         let mode = self.prng.below(4);
-        for file in &mut self.files {
+        for file in self.files.values_mut() {
             let unflushed = std::mem::take(&mut file.unflushed);
             for (position, bytes) in unflushed {
                 for (unit, part) in bytes.chunks(UNIT).enumerate() {
@@ -144,7 +151,7 @@ impl SimDisk {
 
     /// Flips one bit on the device. Returns whether anything was written there to be damaged.
     pub(crate) fn flip(&mut self, file: File, position: u64, bit: u8) -> bool {
-        let file = &mut self.files[index(file)];
+        let file = self.file(file);
         let (page, within) = (position as usize / PAGE, position as usize % PAGE);
         match file.pages.get_mut(page) {
             Some(Some(bytes)) => {
@@ -157,7 +164,8 @@ impl SimDisk {
 
     /// Positions of the pages of a file that hold anything but zeros.
     pub(crate) fn written_pages(&self, file: File) -> Vec<u64> {
-        let pages = self.files[index(file)].pages.iter().enumerate();
+        let Some(file) = self.files.get(&file) else { return Vec::new() };
+        let pages = file.pages.iter().enumerate();
         pages.filter(|(_, page)| page.is_some()).map(|(at, _)| (at * PAGE) as u64).collect()
     }
 
@@ -166,7 +174,8 @@ impl SimDisk {
     pub(crate) fn find(&self, file: File, needle: &[u8]) -> Vec<u64> {
         let mut places = Vec::new();
         let (mut content, mut positions) = (Vec::new(), Vec::new());
-        for (at, page) in self.files[index(file)].pages.iter().enumerate() {
+        let pages = self.files.get(&file).map_or(&[][..], |file| &file.pages);
+        for (at, page) in pages.iter().enumerate() {
             let Some(page) = page else { continue };
             for (unit, bytes) in page.chunks(UNIT).enumerate() {
                 let bytes = &bytes[..UNIT_CONTENT];
@@ -180,6 +189,11 @@ impl SimDisk {
         places
     }
 
+    /// A file, made if it is not there.
+    fn file(&mut self, file: File) -> &mut SimFile {
+        self.files.entry(file).or_default()
+    }
+
     fn chance(&mut self, parts: u32) -> bool {
         parts != 0 && self.prng.chance(u64::from(parts), 1_000_000)
     }
@@ -190,7 +204,7 @@ impl SimDisk {
         }
         // The kernel marks the pages clean and may or may not have written them: what is read from now on is what
         // the device has.
-        let file = &mut self.files[index(file)];
+        let file = self.files.entry(file).or_default();
         for (position, bytes) in std::mem::take(&mut file.unflushed) {
             for (unit, part) in bytes.chunks(UNIT).enumerate() {
                 if self.prng.chance(1, 2) {
@@ -211,6 +225,16 @@ impl SimFile {
             return;
         }
         self.unflushed.push_back((position, bytes.to_vec()));
+    }
+
+    /// What lies behind is gone at once, flushed or not.
+    fn truncate(&mut self, size: u64) {
+        self.flush();
+        self.size = self.size.min(size);
+        self.pages.truncate((size as usize).div_ceil(PAGE));
+        if let Some(Some(last)) = self.pages.get_mut(size as usize / PAGE) {
+            last[size as usize % PAGE..].fill(0);
+        }
     }
 
     fn flush(&mut self) {
@@ -275,31 +299,51 @@ impl SimFile {
 
 impl Disk for SimDisk {
     fn read(&mut self, file: File, position: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.files[index(file)].read(position, buffer)
+        self.files.get(&file).ok_or(io::ErrorKind::NotFound)?.read(position, buffer)
     }
 
     fn write(&mut self, file: File, position: u64, bytes: &[u8]) -> io::Result<()> {
         assert!(position.is_multiple_of(UNIT as u64));
         assert!(bytes.len().is_multiple_of(UNIT));
-        self.files[index(file)].write(position, bytes);
+        self.file(file).write(position, bytes);
         self.fails(file)
     }
 
     fn flush(&mut self, file: File) -> io::Result<()> {
         self.fails(file)?;
-        self.files[index(file)].flush();
+        self.file(file).flush();
         Ok(())
     }
 
     fn size(&mut self, file: File) -> io::Result<u64> {
-        Ok(self.files[index(file)].size)
+        Ok(self.files.get(&file).map_or(0, |file| file.size))
     }
-}
 
-fn index(file: File) -> usize {
-    match file {
-        File::Superblock => 0,
-        File::Wal => 1,
+    fn truncate(&mut self, file: File, size: u64) -> io::Result<()> {
+        self.file(file).truncate(size);
+        Ok(())
+    }
+
+    fn remove(&mut self, file: File) -> io::Result<()> {
+        self.files.remove(&file);
+        Ok(())
+    }
+
+    fn packs(&mut self) -> io::Result<Vec<u64>> {
+        let packs = self.files.keys().filter_map(|file| match file {
+            File::Pack(number) => Some(*number),
+            File::Superblock | File::Wal => None,
+        });
+        Ok(packs.collect())
+    }
+
+    fn reserve(&mut self, file: File, _bytes: u64) -> io::Result<()> {
+        self.file(file);
+        Ok(())
+    }
+
+    fn available(&mut self) -> io::Result<u64> {
+        Ok(u64::MAX)
     }
 }
 

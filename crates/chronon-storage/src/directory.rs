@@ -1,9 +1,12 @@
 //! A data directory of the operating system: one process at a time, direct I/O where the filesystem takes it.
 
+use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::FallocateFlags;
 
 use crate::buffer::Buffer;
 use crate::{Disk, File, FormatError, OpenError};
@@ -42,7 +45,7 @@ impl DataDirectory {
             Err(TryLockError::WouldBlock) => return Err(FormatError::Locked { path }),
             Err(TryLockError::Error(source)) => return Err(failed("lock")(source)),
         }
-        for file in File::ALL {
+        for file in File::FIXED {
             let mut options = OpenOptions::new();
             options.write(true).create_new(true);
             options.open(path.join(file.name())).map_err(failed("make the files in"))?;
@@ -63,7 +66,7 @@ impl DataDirectory {
             move |source| OpenError::Disk { doing, source }
         };
         let (there, missing): (Vec<File>, Vec<File>) =
-            File::ALL.into_iter().partition(|file| path.join(file.name()).is_file());
+            File::FIXED.into_iter().partition(|file| path.join(file.name()).is_file());
         match missing.first() {
             None => {}
             Some(_) if there.is_empty() => return Err(OpenError::Missing { path }),
@@ -87,6 +90,8 @@ impl DataDirectory {
         Ok(RealDisk {
             superblock: OpenFile::open(&self.path.join(File::Superblock.name()))?,
             wal: OpenFile::open(&self.path.join(File::Wal.name()))?,
+            packs: BTreeMap::new(),
+            directory: self.path.clone(),
             scratch: Buffer::zeroed(0),
         })
     }
@@ -105,6 +110,9 @@ fn sync_directory(path: &Path) -> io::Result<()> {
 pub struct RealDisk {
     superblock: OpenFile,
     wal: OpenFile,
+    /// Those used so far.
+    packs: BTreeMap<u64, OpenFile>,
+    directory: PathBuf,
     /// For callers whose memory is not aligned.
     scratch: Buffer,
 }
@@ -115,6 +123,8 @@ struct OpenFile {
     path: PathBuf,
     /// Whether the page cache is passed by.
     direct: bool,
+    /// The file was made by this process, and its name may not be durable yet.
+    new: bool,
 }
 
 impl OpenFile {
@@ -130,13 +140,18 @@ impl OpenFile {
         });
         let path = path.to_owned();
         match direct {
-            Some(file) => Ok(OpenFile { file, path, direct: true }),
-            None => Ok(OpenFile { file: plain.open(&path)?, path, direct: false }),
+            Some(file) => Ok(OpenFile { file, path, direct: true, new: false }),
+            None => Ok(OpenFile { file: plain.open(&path)?, path, direct: false, new: false }),
         }
     }
 
+    fn make(path: &Path) -> io::Result<OpenFile> {
+        OpenOptions::new().write(true).create_new(true).open(path)?;
+        Ok(OpenFile { new: true, ..OpenFile::open(path)? })
+    }
+
     fn name_error(&self, doing: &str, error: &io::Error) -> io::Error {
-        io::Error::new(error.kind(), format!("{doing} {}: {error}", self.path.display()))
+        named(doing, &self.path, error)
     }
 }
 
@@ -146,32 +161,69 @@ impl RealDisk {
         self.superblock.direct && self.wal.direct
     }
 
-    fn open_file(&self, file: File) -> &OpenFile {
-        match file {
-            File::Superblock => &self.superblock,
-            File::Wal => &self.wal,
+    /// Opens a pack that is there, once.
+    fn open_pack(&mut self, file: File) -> io::Result<()> {
+        if let File::Pack(number) = file
+            && !self.packs.contains_key(&number)
+        {
+            let path = self.directory.join(file.name());
+            let open = OpenFile::open(&path).map_err(|error| named("open", &path, &error))?;
+            self.packs.insert(number, open);
         }
+        Ok(())
+    }
+
+    /// Makes a pack, unless it is there.
+    fn make_pack(&mut self, file: File) -> io::Result<()> {
+        if let File::Pack(number) = file
+            && !self.packs.contains_key(&number)
+        {
+            let path = self.directory.join(file.name());
+            if !path.try_exists()? {
+                let open = OpenFile::make(&path).map_err(|error| named("make", &path, &error))?;
+                self.packs.insert(number, open);
+            }
+        }
+        Ok(())
+    }
+
+    fn open_file(&mut self, file: File) -> io::Result<&mut OpenFile> {
+        self.open_pack(file)?;
+        Ok(self.opened(file).0)
+    }
+
+    /// A file that is open, and the scratch memory.
+    fn opened(&mut self, file: File) -> (&mut OpenFile, &mut Buffer) {
+        let RealDisk { superblock, wal, packs, scratch, .. } = self;
+        let open = match file {
+            File::Superblock => superblock,
+            File::Wal => wal,
+            File::Pack(number) => packs.get_mut(&number).expect("a pack is opened before it is used"),
+        };
+        (open, scratch)
     }
 
     /// A file, and scratch memory of this length if the caller's can't be used for direct I/O.
-    fn file(&mut self, file: File, memory: &[u8]) -> (&OpenFile, Option<&mut Buffer>) {
-        let open = match file {
-            File::Superblock => &self.superblock,
-            File::Wal => &self.wal,
-        };
+    fn file(&mut self, file: File, memory: &[u8]) -> io::Result<(&OpenFile, Option<&mut Buffer>)> {
+        self.open_pack(file)?;
+        let (open, scratch) = self.opened(file);
         if !open.direct || memory.as_ptr().align_offset(ALIGNMENT) == 0 {
-            return (open, None);
+            return Ok((open, None));
         }
-        if self.scratch.len() != memory.len() {
-            self.scratch = Buffer::zeroed(memory.len());
+        if scratch.len() != memory.len() {
+            *scratch = Buffer::zeroed(memory.len());
         }
-        (open, Some(&mut self.scratch))
+        Ok((open, Some(scratch)))
     }
+}
+
+fn named(doing: &str, path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{doing} {}: {error}", path.display()))
 }
 
 impl Disk for RealDisk {
     fn read(&mut self, file: File, position: u64, buffer: &mut [u8]) -> io::Result<()> {
-        let (open, scratch) = self.file(file, buffer);
+        let (open, scratch) = self.file(file, buffer)?;
         let result = match scratch {
             None => open.file.read_exact_at(buffer, position),
             Some(scratch) => {
@@ -182,7 +234,8 @@ impl Disk for RealDisk {
     }
 
     fn write(&mut self, file: File, position: u64, bytes: &[u8]) -> io::Result<()> {
-        let (open, scratch) = self.file(file, bytes);
+        self.make_pack(file)?;
+        let (open, scratch) = self.file(file, bytes)?;
         let result = match scratch {
             None => open.file.write_all_at(bytes, position),
             Some(scratch) => {
@@ -194,15 +247,79 @@ impl Disk for RealDisk {
     }
 
     fn flush(&mut self, file: File) -> io::Result<()> {
-        let open = self.open_file(file);
-        open.file.sync_data().map_err(|error| open.name_error("flush", &error))
+        let directory = self.directory.clone();
+        let open = self.open_file(file)?;
+        open.file.sync_data().map_err(|error| open.name_error("flush", &error))?;
+        if open.new {
+            sync_directory(&directory).map_err(|error| named("flush", &directory, &error))?;
+            open.new = false;
+        }
+        Ok(())
     }
 
     fn size(&mut self, file: File) -> io::Result<u64> {
-        let open = self.open_file(file);
+        if let File::Pack(_) = file
+            && !self.directory.join(file.name()).try_exists()?
+        {
+            return Ok(0);
+        }
+        let open = self.open_file(file)?;
         open.file
             .metadata()
             .map(|metadata| metadata.len())
             .map_err(|error| open.name_error("look at", &error))
+    }
+
+    fn truncate(&mut self, file: File, size: u64) -> io::Result<()> {
+        assert!(matches!(file, File::Pack(_)));
+        let open = self.open_file(file)?;
+        open.file.set_len(size).map_err(|error| open.name_error("cut", &error))
+    }
+
+    fn remove(&mut self, file: File) -> io::Result<()> {
+        let File::Pack(number) = file else { return Err(io::ErrorKind::PermissionDenied.into()) };
+        self.packs.remove(&number);
+        let path = self.directory.join(file.name());
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(named("remove", &path, &error)),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    fn packs(&mut self) -> io::Result<Vec<u64>> {
+        let failed = |error| named("list", &self.directory, &error);
+        let mut packs = Vec::new();
+        for found in fs::read_dir(&self.directory).map_err(failed)? {
+            let name = found.map_err(failed)?.file_name();
+            if let Some(File::Pack(number)) = name.to_str().and_then(File::of_name) {
+                packs.push(number);
+            }
+        }
+        packs.sort_unstable();
+        Ok(packs)
+    }
+
+    fn reserve(&mut self, file: File, bytes: u64) -> io::Result<()> {
+        self.make_pack(file)?;
+        let size = self.size(file)?;
+        let flags = FallocateFlags::KEEP_SIZE;
+        let open = self.open_file(file)?;
+        match rustix::fs::fallocate(&open.file, flags, 0, bytes).map_err(io::Error::from) {
+            Ok(()) => Ok(()),
+            // A filesystem that can't reserve: what is free now has to do.
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                if size.saturating_add(self.available()?) < bytes {
+                    return Err(io::ErrorKind::StorageFull.into());
+                }
+                Ok(())
+            }
+            Err(error) => Err(open.name_error("reserve space for", &error)),
+        }
+    }
+
+    fn available(&mut self) -> io::Result<u64> {
+        let found = rustix::fs::statvfs(&self.directory).map_err(io::Error::from);
+        let found = found.map_err(|error| named("look at the filesystem of", &self.directory, &error))?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
     }
 }

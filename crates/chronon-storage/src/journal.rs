@@ -16,14 +16,20 @@ use crate::scan::Scan;
 use crate::superblock::{self, Superblock};
 use crate::{Bytes, File, Identity, Step};
 
-/// Names a job of one journal.
+/// Names a job of one journal or one vault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobId(u64);
 
-/// Steps for the disk, to be carried out in order. One group of the WAL, or one superblock.
+impl JobId {
+    pub(crate) const fn new(number: u64) -> JobId {
+        JobId(number)
+    }
+}
+
+/// Steps for the disk, to be carried out in order. One group of the WAL, one superblock, or records of one pack.
 #[derive(Clone, Debug)]
 pub struct Job {
-    /// Given back to [`Journal::done`] when every step has succeeded.
+    /// Given back to [`Journal::done`] or [`Vault::done`](crate::Vault::done) when every step has succeeded.
     pub id: JobId,
     /// What to do.
     pub steps: Vec<Step>,

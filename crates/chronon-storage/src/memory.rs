@@ -1,6 +1,6 @@
 //! Disks for tests: one in memory, and one that forgets what was not flushed.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 
 use crate::{Disk, File};
@@ -13,6 +13,7 @@ pub const SECTOR_SIZE: usize = 512;
 pub struct MemoryDisk {
     superblock: Vec<u8>,
     wal: Vec<u8>,
+    packs: BTreeMap<u64, Vec<u8>>,
 }
 
 impl MemoryDisk {
@@ -21,19 +22,21 @@ impl MemoryDisk {
         MemoryDisk::default()
     }
 
-    /// The bytes of a file.
+    /// The bytes of a file; none when it is not there.
     pub fn bytes(&self, file: File) -> &[u8] {
         match file {
             File::Superblock => &self.superblock,
             File::Wal => &self.wal,
+            File::Pack(number) => self.packs.get(&number).map_or(&[], Vec::as_slice),
         }
     }
 
-    /// The bytes of a file, to damage them.
+    /// The bytes of a file, to damage them. A pack that is not there is made.
     pub fn bytes_mut(&mut self, file: File) -> &mut Vec<u8> {
         match file {
             File::Superblock => &mut self.superblock,
             File::Wal => &mut self.wal,
+            File::Pack(number) => self.packs.entry(number).or_default(),
         }
     }
 }
@@ -66,6 +69,35 @@ impl Disk for MemoryDisk {
     fn size(&mut self, file: File) -> io::Result<u64> {
         Ok(self.bytes(file).len() as u64)
     }
+
+    fn truncate(&mut self, file: File, size: u64) -> io::Result<()> {
+        let size = usize::try_from(size).map_err(|_| io::ErrorKind::FileTooLarge)?;
+        self.bytes_mut(file).truncate(size);
+        Ok(())
+    }
+
+    fn remove(&mut self, file: File) -> io::Result<()> {
+        match file {
+            File::Pack(number) => {
+                self.packs.remove(&number);
+                Ok(())
+            }
+            File::Superblock | File::Wal => Err(io::ErrorKind::PermissionDenied.into()),
+        }
+    }
+
+    fn packs(&mut self) -> io::Result<Vec<u64>> {
+        Ok(self.packs.keys().copied().collect())
+    }
+
+    fn reserve(&mut self, file: File, _bytes: u64) -> io::Result<()> {
+        self.bytes_mut(file);
+        Ok(())
+    }
+
+    fn available(&mut self) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
 }
 
 /// What a disk is about to do, told to a [`Hook`] before it happens.
@@ -94,6 +126,25 @@ pub enum Operation {
         /// The file.
         file: File,
     },
+    /// Space set aside for a pack.
+    Reserve {
+        /// The file.
+        file: File,
+        /// From its start.
+        bytes: u64,
+    },
+    /// A pack is cut.
+    Truncate {
+        /// The file.
+        file: File,
+        /// Bytes that stay.
+        size: u64,
+    },
+    /// A pack is removed.
+    Remove {
+        /// The file.
+        file: File,
+    },
 }
 
 /// Looks at each operation before it happens: it may wait (a stalled disk) or refuse (a failing one).
@@ -109,8 +160,13 @@ pub struct UnflushedDisk<D> {
 
 struct Unflushed {
     file: File,
-    position: u64,
-    bytes: Vec<u8>,
+    change: Change,
+}
+
+enum Change {
+    Write { position: u64, bytes: Vec<u8> },
+    Truncate { size: u64 },
+    Remove,
 }
 
 impl<D: Disk> UnflushedDisk<D> {
@@ -126,14 +182,22 @@ impl<D: Disk> UnflushedDisk<D> {
     }
 
     /// The power fails: of the unflushed sectors, those for which `keep` says so reached the inner disk, in the
-    /// order written. Returns the inner disk.
+    /// order written; a cut or a removal is asked about at the position where the file ends after it. Returns the
+    /// inner disk.
     pub fn power_cut(mut self, mut keep: impl FnMut(File, u64) -> bool) -> io::Result<D> {
-        for write in &self.unflushed {
-            for (index, sector) in write.bytes.chunks(SECTOR_SIZE).enumerate() {
-                let position = write.position + (index * SECTOR_SIZE) as u64;
-                if keep(write.file, position) {
-                    self.inner.write(write.file, position, sector)?;
+        for Unflushed { file, change } in &self.unflushed {
+            match change {
+                Change::Write { position, bytes } => {
+                    for (index, sector) in bytes.chunks(SECTOR_SIZE).enumerate() {
+                        let position = position + (index * SECTOR_SIZE) as u64;
+                        if keep(*file, position) {
+                            self.inner.write(*file, position, sector)?;
+                        }
+                    }
                 }
+                Change::Truncate { size } if keep(*file, *size) => self.inner.truncate(*file, *size)?,
+                Change::Remove if keep(*file, 0) => self.inner.remove(*file)?,
+                Change::Truncate { .. } | Change::Remove => {}
             }
         }
         Ok(self.inner)
@@ -147,27 +211,45 @@ impl<D: Disk> UnflushedDisk<D> {
     fn ask(&mut self, operation: Operation) -> io::Result<()> {
         self.hook.as_mut().map_or(Ok(()), |hook| hook(operation))
     }
+
+    fn changes(&self, file: File) -> impl Iterator<Item = &Change> {
+        self.unflushed
+            .iter()
+            .filter(move |unflushed| unflushed.file == file)
+            .map(|unflushed| &unflushed.change)
+    }
 }
 
 impl<D: Disk> Disk for UnflushedDisk<D> {
     fn read(&mut self, file: File, position: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.ask(Operation::Read { file, position, length: buffer.len() })?;
         let end = position + buffer.len() as u64;
-        // What the inner file does not have yet may be unflushed: zeros stand for it until the writes are laid over.
-        let inner_end = end.min(self.inner.size(file)?).max(position);
-        let (flushed, beyond) = buffer.split_at_mut((inner_end - position) as usize);
-        self.inner.read(file, position, flushed)?;
-        beyond.fill(0);
         if self.size(file)? < end {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        for write in self.unflushed.iter().filter(|write| write.file == file) {
-            let from = position.max(write.position);
-            let to = end.min(write.position + write.bytes.len() as u64);
-            if from < to {
-                let source = (from - write.position) as usize..(to - write.position) as usize;
-                buffer[(from - position) as usize..(to - position) as usize]
-                    .copy_from_slice(&write.bytes[source]);
+        // What the inner file does not have yet may be unflushed: zeros stand for it until the writes are laid over.
+        let inner_end = end.min(self.inner.size(file)?).max(position);
+        let (flushed, beyond) = buffer.split_at_mut((inner_end - position) as usize);
+        if !flushed.is_empty() {
+            self.inner.read(file, position, flushed)?;
+        }
+        beyond.fill(0);
+        for change in self.changes(file) {
+            let (from, to) = match change {
+                Change::Write { position: start, bytes } => (*start, start + bytes.len() as u64),
+                Change::Truncate { size } => (*size, end),
+                Change::Remove => (0, end),
+            };
+            let (from, to) = (from.max(position), to.min(end));
+            if to <= from {
+                continue;
+            }
+            let target = &mut buffer[(from - position) as usize..(to - position) as usize];
+            match change {
+                Change::Write { position: start, bytes } => {
+                    target.copy_from_slice(&bytes[(from - start) as usize..(to - start) as usize]);
+                }
+                Change::Truncate { .. } | Change::Remove => target.fill(0),
             }
         }
         Ok(())
@@ -175,24 +257,67 @@ impl<D: Disk> Disk for UnflushedDisk<D> {
 
     fn write(&mut self, file: File, position: u64, bytes: &[u8]) -> io::Result<()> {
         self.ask(Operation::Write { file, position, length: bytes.len() })?;
-        self.unflushed.push_back(Unflushed { file, position, bytes: bytes.to_vec() });
+        let change = Change::Write { position, bytes: bytes.to_vec() };
+        self.unflushed.push_back(Unflushed { file, change });
         Ok(())
     }
 
     fn flush(&mut self, file: File) -> io::Result<()> {
         self.ask(Operation::Flush { file })?;
-        for write in self.unflushed.iter().filter(|write| write.file == file) {
-            self.inner.write(file, write.position, &write.bytes)?;
+        for unflushed in self.unflushed.iter().filter(|unflushed| unflushed.file == file) {
+            match &unflushed.change {
+                Change::Write { position, bytes } => self.inner.write(file, *position, bytes)?,
+                Change::Truncate { size } => self.inner.truncate(file, *size)?,
+                Change::Remove => self.inner.remove(file)?,
+            }
         }
         self.inner.flush(file)?;
-        self.unflushed.retain(|write| write.file != file);
+        self.unflushed.retain(|unflushed| unflushed.file != file);
         Ok(())
     }
 
     fn size(&mut self, file: File) -> io::Result<u64> {
-        let unflushed = self.unflushed.iter().filter(|write| write.file == file);
-        let end = unflushed.map(|write| write.position + write.bytes.len() as u64).max();
-        Ok(self.inner.size(file)?.max(end.unwrap_or(0)))
+        let size = self.inner.size(file)?;
+        Ok(self.changes(file).fold(size, |size, change| match change {
+            Change::Write { position, bytes } => size.max(position + bytes.len() as u64),
+            Change::Truncate { size: cut } => size.min(*cut),
+            Change::Remove => 0,
+        }))
+    }
+
+    fn truncate(&mut self, file: File, size: u64) -> io::Result<()> {
+        self.ask(Operation::Truncate { file, size })?;
+        self.unflushed.push_back(Unflushed { file, change: Change::Truncate { size } });
+        Ok(())
+    }
+
+    fn remove(&mut self, file: File) -> io::Result<()> {
+        self.ask(Operation::Remove { file })?;
+        self.unflushed.push_back(Unflushed { file, change: Change::Remove });
+        Ok(())
+    }
+
+    fn packs(&mut self) -> io::Result<Vec<u64>> {
+        let mut packs: BTreeSet<u64> = self.inner.packs()?.into_iter().collect();
+        for Unflushed { file, change } in &self.unflushed {
+            if let File::Pack(number) = file {
+                match change {
+                    Change::Write { .. } => drop(packs.insert(*number)),
+                    Change::Truncate { .. } => {}
+                    Change::Remove => drop(packs.remove(number)),
+                }
+            }
+        }
+        Ok(packs.into_iter().collect())
+    }
+
+    fn reserve(&mut self, file: File, bytes: u64) -> io::Result<()> {
+        self.ask(Operation::Reserve { file, bytes })?;
+        self.inner.reserve(file, bytes)
+    }
+
+    fn available(&mut self) -> io::Result<u64> {
+        self.inner.available()
     }
 }
 
@@ -214,6 +339,14 @@ mod tests {
         assert_eq!(seen[..256], [1; 256]);
         assert_eq!(seen[256..], [2; 768]);
         assert_eq!(disk.size(File::Wal).unwrap(), 1536);
+        disk.write(File::Pack(1), 0, &[4; 1024]).unwrap();
+        disk.read(File::Pack(1), 512, &mut seen[..512]).unwrap();
+        assert_eq!(seen[..512], [4; 512]);
+        disk.truncate(File::Pack(1), 512).unwrap();
+        assert!(disk.read(File::Pack(1), 512, &mut seen[..512]).is_err());
+        assert_eq!(disk.packs().unwrap(), [1]);
+        disk.remove(File::Pack(1)).unwrap();
+        assert_eq!(disk.packs().unwrap(), []);
         assert_eq!(disk.inner().bytes(File::Wal), [1; 1024]);
 
         let torn = disk.power_cut(|_, position| position == 1024).unwrap();
@@ -227,7 +360,7 @@ mod tests {
         let mut disk =
             UnflushedDisk::new(MemoryDisk::new()).with_hook(Box::new(|operation| match operation {
                 Operation::Flush { .. } => Err(io::ErrorKind::StorageFull.into()),
-                Operation::Read { .. } | Operation::Write { .. } => Ok(()),
+                _ => Ok(()),
             }));
         disk.write(File::Wal, 0, &[1; 512]).unwrap();
         assert_eq!(disk.flush(File::Wal).unwrap_err().kind(), io::ErrorKind::StorageFull);

@@ -223,7 +223,7 @@ pub fn format(
         let doing = doing.to_owned();
         move |source| FormatError::Disk { doing, source }
     };
-    for file in File::ALL {
+    for file in File::FIXED {
         let size = disk.size(file).map_err(failed("look at the files"))?;
         if size != 0 {
             return Err(FormatError::AlreadyFormatted { file, size });

@@ -217,7 +217,7 @@ impl History {
         let disk = std::mem::replace(&mut self.disk, UnflushedDisk::new(MemoryDisk::new()));
         let mut disk = disk.with_hook(Box::new(move |operation| match operation {
             Operation::Read { .. } => Ok(()),
-            Operation::Write { .. } | Operation::Flush { .. } => {
+            _ => {
                 left = left.checked_sub(1).ok_or(std::io::ErrorKind::BrokenPipe)?;
                 Ok(())
             }
