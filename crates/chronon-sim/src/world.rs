@@ -228,6 +228,11 @@ impl World {
         self.machines[index(replica)].process.as_ref().map(|process| process.front.status())
     }
 
+    /// The protocol's part of a replica; none while its process does not run.
+    pub fn replica(&self, replica: ReplicaId) -> Option<&chronon_vsr::Replica> {
+        self.machines[index(replica)].process.as_ref().map(|process| process.front.replica())
+    }
+
     /// A replica's engine; none while its process does not run.
     pub fn engine(&self, replica: ReplicaId) -> Option<&dyn chronon_kernel::Engine> {
         self.machines[index(replica)].process.as_ref().map(|process| process.back.engine())

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use chronon_sim::{ALL, Cluster, Envelope, Fate};
+use chronon_sim::{ALL, Cluster, Envelope, Fate, SinkBehaviour, World};
 use chronon_vsr::{Command, Duration, Event, ReplicaId};
 
 fn millis(millis: u64) -> Duration {
@@ -40,37 +40,63 @@ fn a_long_stale_log_gives_way_to_a_short_newer_one_and_its_owner_rejoins() {
 fn a_new_primary_fetches_what_only_another_backup_holds_before_it_leads() {
     for seed in 0..6 {
         let mut c = Cluster::new(3).seed(seed);
-        c.submit(2);
-        let (old, backups) = (c.primary(), c.backups());
-        let lacking = backups[0];
+        c.submit(2).settle();
+        let old = c.primary();
+        let next = ReplicaId::new((old.value() + 1) % 3);
+        // The next primary gets no entry from the old one and hears of no commit; the other backup's ack commits.
         c.filter(move |e| {
-            let lost = command(e) == Command::Prepare && e.to == lacking && e.from == old;
-            if lost || (command(e) == Command::Repair && e.from == old) { Fate::Lose } else { Fate::Pass }
+            let entry = e.to == next && matches!(command(e), Command::Prepare | Command::Repair);
+            if e.from == old && (entry || command(e) == Command::Commit) { Fate::Lose } else { Fate::Pass }
         });
         c.start(3);
         c.until("the clients are answered", |world| world.clients_done());
         c.replica(old).crash();
-        c.submit(1);
+        // What it asks the other for is held up: so long it must not lead.
+        let before = c.count_events(&[next], is_primary_started);
+        c.filter(|e| if command(e) == Command::Repair { Fate::Hold } else { Fate::Pass });
+        for _ in 0..2_000 {
+            if !c.held().is_empty() {
+                break;
+            }
+            c.run(millis(1));
+        }
+        assert!(!c.held().is_empty(), "it asked nobody, seed {seed}");
+        c.run(millis(60));
+        assert_eq!(c.count_events(&[next], is_primary_started), before, "seed {seed}");
+        c.unfilter().release();
         c.replica(old).restart();
-        c.settle().assert_committed(ALL, 6);
-        c.assert_event(lacking, |event| matches!(event, Event::EntryRepaired { .. }));
+        c.settle().assert_committed(ALL, 5);
+        c.assert_event(next, |event| matches!(event, Event::EntryRepaired { .. }));
     }
 }
 
 // Scenario 3.
 #[test]
-fn two_dead_primaries_in_a_row_delay_service_by_less_than_three_seconds() {
+fn two_dead_primaries_in_a_row_delay_service_by_less_than_a_second() {
     for seed in 0..4 {
-        let mut c = Cluster::new(5).seed(seed);
-        c.submit(2);
-        let old = c.primary();
-        let next = ReplicaId::new((old.value() + 1) % 5);
-        c.replica(old).bury();
-        c.replica(next).bury();
-        let began = c.world().now();
-        c.submit(1);
-        assert!(c.world().now().since(began) < Duration::from_secs(3));
-        c.settle();
+        for frozen in [false, true] {
+            let mut c = Cluster::new(5).seed(seed);
+            c.submit(2);
+            let old = c.primary();
+            let next = ReplicaId::new((old.value() + 1) % 5);
+            c.replica(old).bury();
+            // A process that is gone resets its connections; one that is frozen looks alive until it is waited for.
+            let next = c.replica(next);
+            if frozen {
+                next.pause()
+            } else {
+                next.bury()
+            };
+            let began = c.world().now();
+            c.until("somebody serves again", |world| world.primary().is_some());
+            let took = c.world().now().since(began);
+            assert!(took < Duration::from_secs(1), "{took:?}, seed {seed}, frozen {frozen}");
+            c.submit(1);
+            if frozen {
+                c.replica(ReplicaId::new((old.value() + 1) % 5)).resume();
+            }
+            c.settle();
+        }
     }
 }
 
@@ -88,6 +114,41 @@ fn do_view_changes_of_two_views_at_once_end_in_one_log() {
         c.unfilter().release();
         c.replica(old).restart();
         c.settle().assert_committed(ALL, 6);
+    }
+}
+
+// Scenario 4.
+#[test]
+fn a_do_view_change_of_one_view_does_not_count_for_the_next() {
+    for seed in 0..4 {
+        let mut c = Cluster::new(5).seed(seed);
+        c.submit(2).settle();
+        let old = c.primary();
+        let after = |turns: u8| ReplicaId::new((old.value() + turns) % 5);
+        let (first, second) = (after(1), after(2));
+        // The second in line hears nothing from the first, and what it is told of that one's view is held up.
+        c.filter(move |e| match command(e) {
+            Command::DoViewChange if e.to == second && e.from != first => Fate::Hold,
+            _ if e.to == second && e.from == first => Fate::Lose,
+            _ => Fate::Pass,
+        });
+        c.replica(old).bury();
+        c.until("the first in line serves", move |world| world.primary() == Some(first));
+        // Committed by the first in line and the two after the second, after they said what they had.
+        c.submit(1);
+        let (earlier, committed) = (c.take_held(), c.head());
+        assert!(!earlier.is_empty());
+        c.replica(first).crash().restart();
+        let left = |world: &World| world.replica(second).map(|replica| replica.stamp());
+        let view = left(c.world());
+        c.until("the second in line is to lead", move |world| view < left(world)).run(millis(3));
+        let before = c.count_events(&[second], is_primary_started);
+        c.world().deliver_now(earlier);
+        c.run(millis(50));
+        assert_eq!(c.count_events(&[second], is_primary_started), before, "seed {seed}");
+        c.unfilter().release();
+        c.settle();
+        assert!(committed <= c.head());
     }
 }
 
@@ -233,6 +294,38 @@ fn a_new_primary_answers_no_read_before_what_it_inherited_is_committed() {
     c.replica(old).restart();
     c.settle().assert_committed(ALL, 9);
     assert!(reads_before < c.completed().len());
+}
+
+// Scenario 11.
+#[test]
+fn a_new_primary_starts_no_effect_before_what_it_inherited_is_committed() {
+    for seed in 0..4 {
+        let mut c = Cluster::new(3).seed(seed);
+        c.submit(4).settle();
+        // Effects that are released and have to be tried again: any primary that serves would start them.
+        c.world().set_sinks(SinkBehaviour { refuse: 1_000_000, ..SinkBehaviour::GOOD });
+        c.submit(4);
+        let old = c.primary();
+        c.filter(move |e| {
+            let told = command(e) == Command::Commit && e.from == old;
+            if command(e) == Command::PrepareOk || told { Fate::Lose } else { Fate::Pass }
+        });
+        c.start(1).run(millis(5));
+        c.replica(old).crash();
+        c.filter(|e| if command(e) == Command::PrepareOk { Fate::Lose } else { Fate::Pass });
+        let before = c.count_events(ALL, is_primary_started);
+        c.until("a new primary leads", move |world| {
+            world.events().iter().filter(|(_, _, event)| is_primary_started(event)).count() > before
+        });
+        let starts = c.world().starts();
+        c.run(Duration::from_secs(3));
+        assert_eq!(c.world().starts(), starts, "seed {seed}");
+        c.unfilter();
+        c.world().set_sinks(SinkBehaviour::GOOD);
+        c.replica(old).restart();
+        c.settle().assert_committed(ALL, 9);
+        assert!(starts < c.world().starts());
+    }
 }
 
 // Scenario 70.
