@@ -3,8 +3,9 @@
 use proc_macro::TokenStream;
 use proc_macro2::TokenStream as Tokens;
 use quote::{quote, quote_spanned};
+use syn::ext::IdentExt;
 use syn::spanned::Spanned;
-use syn::{Data, DeriveInput, Fields, parse_macro_input};
+use syn::{Data, DeriveInput, parse_macro_input};
 
 /// Makes a struct of `Table`, `Set` and `Cell` fields a `State`.
 #[proc_macro_derive(State)]
@@ -32,25 +33,40 @@ fn expand(input: &DeriveInput, kernel: &Tokens) -> Tokens {
     let name = &input.ident;
     let (impl_generics, type_generics, where_clause) = input.generics.split_for_impl();
     let field = quote!(#kernel::StateField);
-    let members = fields.members();
     let drains = fields.members().zip(fields).map(|(member, declared)| {
         let ty = &declared.ty;
         quote_spanned!(ty.span()=> fold.word(<#ty as #field>::drain_writes(&mut self.#member));)
     });
-    let encodes = members.zip(fields).map(|(member, declared)| {
+    let written = fields.iter().map(|declared| {
         let ty = &declared.ty;
-        quote_spanned!(ty.span()=> <#ty as #field>::encode(&self.#member, bytes);)
+        quote_spanned!(ty.span()=> <#ty as #field>::Written)
     });
-    let decodes = fields.members().zip(fields).map(|(member, declared)| {
+    let names = fields.members().map(|member| match member {
+        syn::Member::Named(name) => name.unraw().to_string(),
+        syn::Member::Unnamed(place) => place.index.to_string(),
+    });
+    let reads = fields.members().zip(fields).zip(names.clone()).map(|((member, declared), name)| {
         let ty = &declared.ty;
-        quote_spanned!(ty.span()=> #member: <#ty as #field>::decode(bytes)?)
+        quote_spanned!(ty.span()=> #member: <#ty as #field>::read(#name, chunks)?)
     });
-    // `fold` and `bytes` are unused in a state without fields.
-    let unused = matches!(fields, Fields::Unit) || fields.is_empty();
-    let use_bytes = unused.then(|| quote!(let _ = &bytes;));
+    let writes = fields.members().zip(fields).enumerate().map(|(place, (member, declared))| {
+        let ty = &declared.ty;
+        let place = syn::Index::from(place);
+        quote_spanned! {ty.span()=>
+            <#ty as #field>::write(
+                &self.#member,
+                before.map(|(state, written)| (&state.#member, &written.#place)),
+                chunks,
+            )?
+        }
+    });
     quote! {
         #[automatically_derived]
         impl #impl_generics #kernel::State for #name #type_generics #where_clause {
+            type Written = (#(#written,)*);
+
+            const TABLES: &'static [&'static str] = &[#(#names),*];
+
             fn drain_writes(&mut self) -> u64 {
                 #[allow(unused_mut, reason = "a state without fields folds nothing")]
                 let mut fold = #kernel::Fold::EMPTY;
@@ -58,14 +74,20 @@ fn expand(input: &DeriveInput, kernel: &Tokens) -> Tokens {
                 fold.value()
             }
 
-            fn encode(&self, bytes: &mut ::std::vec::Vec<u8>) {
-                #use_bytes
-                #(#encodes)*
+            #[allow(unused_variables, reason = "a state without fields has no tables")]
+            fn write(
+                &self,
+                before: ::core::option::Option<(&Self, &Self::Written)>,
+                chunks: &mut #kernel::ChunkWriter<'_>,
+            ) -> ::core::ops::ControlFlow<(), Self::Written> {
+                ::core::ops::ControlFlow::Continue((#(#writes,)*))
             }
 
-            fn decode(bytes: &mut &[u8]) -> ::core::result::Result<Self, #kernel::StateDecodeError> {
-                #use_bytes
-                ::core::result::Result::Ok(Self { #(#decodes,)* })
+            #[allow(unused_variables, reason = "a state without fields has no tables")]
+            fn read(
+                chunks: &mut #kernel::ChunkReader<'_>,
+            ) -> ::core::result::Result<Self, #kernel::RestoreError> {
+                ::core::result::Result::Ok(Self { #(#reads,)* })
             }
         }
     }

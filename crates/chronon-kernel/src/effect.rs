@@ -9,7 +9,7 @@ use crate::view::{ActView, AttemptView, ClaimState, ClaimView, EffectState, Effe
 use crate::{AttemptKind, AttemptNumber, Contract, EffectId, EffectKey, Fence, Parked, SinkName};
 
 /// An effect. What it is never changes; where it stands is its phase.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Effect {
     pub(crate) id: EffectId,
     pub(crate) key: EffectKey,

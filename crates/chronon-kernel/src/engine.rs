@@ -3,7 +3,7 @@
 use chronon_vsr::{Digest, Mutations, Op, Stamp, Timestamp};
 
 use crate::view::{ActView, EffectFilter, EffectView, EngineStatus, KeyView, Order, Reported, SinkView};
-use crate::{Attempt, EffectId, Limits, Lineage, RequestResult, SinkName};
+use crate::{Attempt, EffectId, Frozen, Limits, Lineage, RequestResult, RestoreError, SinkName};
 
 /// A committed op as the kernel executes it.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +55,7 @@ pub enum QueryError {
 }
 
 /// A kernel around some machine.
-pub trait Engine: Send {
+pub trait Engine: Send + Sync + core::fmt::Debug {
     /// Executes the next op.
     fn commit(&mut self, op: CommittedOp<'_>) -> Applied;
 
@@ -107,6 +107,12 @@ pub trait Engine: Send {
     /// For the dispatcher: reports executed after the first `after` ever executed, oldest first, and how many there
     /// ever were. None when so many were executed since that they are not all remembered.
     fn reports(&self, after: u64) -> (u64, Option<Vec<Reported>>);
+
+    /// The whole state as it is now, in constant time: the engine goes on, the copy stays.
+    fn freeze(&self) -> Box<dyn Frozen>;
+
+    /// An engine with this one's options, and the state that these chunks hold: those of a [`Frozen::write`], in order.
+    fn restore(&self, chunks: &mut dyn Iterator<Item = Vec<u8>>) -> Result<Box<dyn Engine>, RestoreError>;
 }
 
 /// The engine of a machine, which has executed nothing.

@@ -1,13 +1,18 @@
 //! The kernel: a machine, and everything that makes its commands happen once and its effects end once.
 
+use core::fmt;
+
 use chronon_vsr::{Digest, Duration, Mutation, Mutations, Op, Stamp, Timestamp};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::chunk::RestoreError;
 use crate::context::Wishes;
 use crate::effect::Effect;
+use crate::frozen::{Frozen, FrozenKernel};
 use crate::keys::Keys;
 use crate::outbox::{Callback, Outbox, Outcome};
+use crate::reports::Reports;
 use crate::sessions::{Known, Sessions};
 use crate::state::Fold;
 use crate::timers::Timers;
@@ -20,33 +25,34 @@ use crate::{
 
 /// A kernel around a machine. See [`Engine`].
 pub struct Kernel<M: StateMachine> {
-    machine: M,
-    outbox: Outbox,
-    timers: Timers,
-    sessions: Sessions,
-    keys: Keys,
-    limits: Limits,
-    mutations: Mutations,
-    applied: Op,
-    digest: Digest,
+    pub(crate) machine: M,
+    pub(crate) outbox: Outbox,
+    pub(crate) timers: Timers,
+    pub(crate) sessions: Sessions,
+    pub(crate) keys: Keys,
+    pub(crate) reports: Reports,
+    pub(crate) limits: Limits,
+    pub(crate) mutations: Mutations,
+    pub(crate) applied: Op,
+    pub(crate) digest: Digest,
     /// Folds what belongs to the op that is executed and is in no table and not in the outbox.
-    fold: Fold,
+    pub(crate) fold: Fold,
     /// Effects emitted by the op that is executed.
-    emitted: u32,
+    pub(crate) emitted: u32,
     /// Calls of the machine by the op that is executed.
-    calls: u32,
+    pub(crate) calls: u32,
     /// What a callback emitted found no room while so many effects were open: it is tried again once there are fewer, or
     /// by the next op.
-    blocked: Option<usize>,
-    counters: Counters,
+    pub(crate) blocked: Option<usize>,
+    pub(crate) counters: Counters,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Counters {
-    commands: u64,
-    aborted: u64,
-    unreadable_ops: u64,
-    callbacks_aborted: u64,
+pub(crate) struct Counters {
+    pub(crate) commands: u64,
+    pub(crate) aborted: u64,
+    pub(crate) unreadable_ops: u64,
+    pub(crate) callbacks_aborted: u64,
 }
 
 /// A call of the machine that went well, and the state from before it.
@@ -69,6 +75,7 @@ impl<M: StateMachine> Kernel<M> {
             timers: Timers::default(),
             sessions: Sessions::default(),
             keys: Keys::default(),
+            reports: Reports::default(),
             limits,
             mutations,
             applied: Op::ROOT,
@@ -154,6 +161,7 @@ impl<M: StateMachine> Kernel<M> {
                 RequestResult::Done
             }
             Request::Outcome(report) => {
+                self.reports.push(Reported::of(&report));
                 self.outbox.report(report, readable);
                 RequestResult::Done
             }
@@ -458,7 +466,41 @@ impl<M: StateMachine> Engine for Kernel<M> {
     }
 
     fn reports(&self, after: u64) -> (u64, Option<Vec<Reported>>) {
-        self.outbox.reports(after)
+        self.reports.after(after)
+    }
+
+    fn freeze(&self) -> Box<dyn Frozen> {
+        Box::new(FrozenKernel::new(Kernel {
+            machine: self.machine.clone(),
+            outbox: self.outbox.clone(),
+            timers: self.timers.clone(),
+            sessions: self.sessions.clone(),
+            keys: self.keys.clone(),
+            reports: Reports::default(),
+            ..*self
+        }))
+    }
+
+    fn restore(&self, chunks: &mut dyn Iterator<Item = Vec<u8>>) -> Result<Box<dyn Engine>, RestoreError> {
+        let (limits, mutations) = (self.limits, self.mutations);
+        let options = EngineOptions { lineage: self.outbox.lineage(), limits, mutations };
+        Ok(Box::new(Kernel::<M>::from_chunks(options, chunks)?))
+    }
+}
+
+/// Everything but the machine, which need not be printable, and what is in no checkpoint.
+impl<M: StateMachine> fmt::Debug for Kernel<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kernel")
+            .field("applied", &self.applied)
+            .field("digest", &self.digest)
+            .field("outbox", &self.outbox)
+            .field("timers", &self.timers)
+            .field("sessions", &self.sessions)
+            .field("keys", &self.keys)
+            .field("blocked", &self.blocked)
+            .field("counters", &self.counters)
+            .finish_non_exhaustive()
     }
 }
 

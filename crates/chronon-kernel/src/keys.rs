@@ -1,11 +1,14 @@
 //! Idempotency keys: what was asked under a key, and what it was answered.
 
+use core::ops::ControlFlow;
 use std::sync::Arc;
 
 use chronon_vsr::{Duration, Timestamp};
 use imbl::OrdMap;
 
+use crate::chunk::{ChunkReader, ChunkWriter, Groups, RestoreError};
 use crate::sessions::{Known, size};
+use crate::stored::encoding;
 use crate::{Busy, Limits, Refusal, RequestResult};
 
 /// The keys, each within its principal. Log order is their age: the oldest go first.
@@ -18,15 +21,15 @@ pub(crate) struct Keys {
 }
 
 /// Principal and key.
-type Name = Arc<(String, String)>;
+pub(crate) type Name = Arc<(String, String)>;
 
-#[derive(Clone, Debug)]
-struct Entry {
-    sequence: u64,
-    fingerprint: [u8; 32],
-    used: Timestamp,
-    result: RequestResult,
-    bytes: usize,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) sequence: u64,
+    pub(crate) fingerprint: [u8; 32],
+    pub(crate) used: Timestamp,
+    pub(crate) result: RequestResult,
+    pub(crate) bytes: usize,
 }
 
 /// Keys whose time is over and that are dropped at most when one is added: more than one, so that they never pile up.
@@ -106,7 +109,7 @@ impl Keys {
     ) {
         let name: Name = Arc::new((principal.to_owned(), key.to_owned()));
         self.sequence += 1;
-        let bytes = principal.len() + key.len() + size(&result) + 128;
+        let bytes = entry_size(&name, &result);
         let fingerprint = *blake3::hash(command).as_bytes();
         let entry = Entry { sequence: self.sequence, fingerprint, used: now, result, bytes };
         self.bytes += bytes;
@@ -116,6 +119,38 @@ impl Keys {
             self.order.remove(&expired.sequence);
             self.bytes -= expired.bytes;
         }
+    }
+
+    /// How many keys were remembered, ever.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Writes the table; the rest follows from it.
+    pub(crate) fn write(
+        &self,
+        before: Option<(&Keys, &Groups<Name>)>,
+        chunks: &mut ChunkWriter<'_>,
+    ) -> ControlFlow<(), Groups<Name>> {
+        let before = before.map(|(keys, written)| (&keys.keys, written));
+        chunks.table(&self.keys, before, &encoding())
+    }
+
+    /// Reads what [`Keys::write`] wrote.
+    pub(crate) fn read(sequence: u64, chunks: &mut ChunkReader<'_>) -> Result<Keys, RestoreError> {
+        const TABLE: &str = "idempotency keys";
+        let entries = chunks.table::<Name, Arc<Entry>>(TABLE, &encoding())?;
+        let mut keys = Keys { sequence, ..Keys::default() };
+        for (name, entry) in &entries {
+            let same = keys.order.insert(entry.sequence, Arc::clone(name));
+            let bytes = entry_size(name, &entry.result);
+            if same.is_some() || sequence < entry.sequence || bytes != entry.bytes {
+                let what = "a key does not go together with the others";
+                return Err(RestoreError::Inconsistent { table: TABLE, what });
+            }
+            keys.bytes += bytes;
+        }
+        Ok(Keys { keys: entries, ..keys })
     }
 
     /// The sabotage of `Mutation::ForgetSessions`.
@@ -135,6 +170,11 @@ impl Keys {
             self.bytes -= entry.bytes;
         }
     }
+}
+
+/// What a key costs in memory, roughly.
+fn entry_size(name: &Name, result: &RequestResult) -> usize {
+    name.0.len() + name.1.len() + size(result) + 128
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 extern crate self as chronon_kernel;
 
 mod attempt;
+mod chunk;
 mod context;
 mod delivery;
 mod dispatcher;
@@ -18,6 +19,7 @@ mod edge;
 mod effect;
 mod engine;
 mod frame;
+mod frozen;
 mod ids;
 mod kernel;
 mod keys;
@@ -26,20 +28,24 @@ mod machine;
 mod outbox;
 mod protocol;
 mod quiet;
+mod reports;
 mod request;
 mod sessions;
 mod sink;
 mod state;
+mod stored;
 mod table;
 mod timers;
 mod view;
 
 pub use attempt::{Attempt, AttemptEnd, AttemptKind};
+pub use chunk::{ChunkReader, ChunkWriter, Groups, Put, RestoreError};
 pub use context::Context;
 pub use dispatcher::{Dispatcher, DispatcherInput, DispatcherOutput};
 pub use edge::{CodecError, Edge, edge};
 pub use engine::{Applied, CommittedOp, Engine, EngineOptions, QueryError, engine};
 pub use frame::{FRAME_HEADER_SIZE, FrameError, frame_size};
+pub use frozen::Frozen;
 pub use ids::{AttemptNumber, EffectId, EffectKey, Fence, Lineage, RequestId, RequestNumber, SessionId};
 pub use kernel::Kernel;
 pub use limits::Limits;
@@ -53,7 +59,7 @@ pub use request::{
     RequestResult, SettleAs,
 };
 pub use sink::{Backoff, Contract, SinkName, SinkSpec};
-pub use state::{Fold, State, StateDecodeError, StateField};
+pub use state::{Fold, State, StateField};
 pub use table::{Cell, Key, Set, Table, Value};
 pub use view::{
     ActView, AttemptView, ClaimState, ClaimView, EffectFilter, EffectState, EffectView, EngineStatus,

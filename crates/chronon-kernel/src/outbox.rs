@@ -3,21 +3,22 @@
 
 mod books;
 mod sinks;
+mod tables;
 mod views;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use chronon_vsr::{Duration, Mutation, Mutations, Op, Stamp, Timestamp};
 use imbl::OrdMap;
 
-use self::books::{Books, Lane, LaneKey, back_off, evidence_of, lane_key};
-pub(crate) use self::books::{Sink, clip};
+use self::books::{Books, back_off, evidence_of, lane_key};
+pub(crate) use self::books::{Lane, LaneKey, Sink, clip};
+pub(crate) use self::tables::OutboxWritten;
 
 use crate::context::NewEffect;
 use crate::delivery::{Doubt, End, Known, Verdict, judge};
 use crate::effect::{Claim, Effect, Phase};
-use crate::view::{ActView, AttemptView, OutcomeView, Reported};
+use crate::view::{ActView, AttemptView, OutcomeView};
 use crate::{
     AttemptKind, AttemptNumber, Busy, Contract, DeskAct, EffectId, EffectKey, Ended, Fence, Limits, Lineage,
     OnParked, OutcomeReport, Parked, Refusal, SettleAs, SinkName, SinkSpec, TimerKey,
@@ -35,7 +36,7 @@ pub(crate) struct Place {
 }
 
 /// What the machine has still to hear.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Callback {
     Settled { effect: Arc<Effect>, outcome: Outcome },
     Parked { effect: EffectId, parking: u32, why: Parked },
@@ -63,12 +64,14 @@ impl Outcome {
 }
 
 /// An effect that has its outcome.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Past {
     pub(crate) effect: Arc<Effect>,
     pub(crate) outcome: Outcome,
     pub(crate) settled: Timestamp,
     pub(crate) op: Op,
+    /// Its place in the order in which they are forgotten.
+    pub(crate) sequence: u64,
 }
 
 impl Past {
@@ -113,14 +116,7 @@ pub(crate) struct Outbox {
     past_bytes: usize,
     acts: OrdMap<u64, ActView>,
     acts_count: u64,
-
-    /// The newest reports, for dispatchers that wait to see theirs in the log. Not state: it decides nothing.
-    reports: VecDeque<Reported>,
-    reports_count: u64,
 }
-
-/// How many reports dispatchers can look back on.
-const REPORTS_MAX: usize = 4_096;
 
 /// The longest wait that a sink may ask for.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3_600);
@@ -141,8 +137,6 @@ impl Outbox {
             past_bytes: 0,
             acts: OrdMap::new(),
             acts_count: 0,
-            reports: VecDeque::new(),
-            reports_count: 0,
         }
     }
 
@@ -177,9 +171,8 @@ impl Outbox {
         let mut empty = Outbox::new(self.lineage, self.books.limits, self.mutations);
         empty.books.place = self.books.place;
         empty.books.sequence = self.books.sequence;
-        empty.reports_count = self.reports_count;
         for (name, sink) in &self.books.sinks {
-            let fresh = Sink { open: 0, started: 0, parked: 0, runnable: OrdMap::new(), ..sink.clone() };
+            let fresh = Sink::new(Arc::clone(&sink.spec), sink.revision);
             empty.books.sinks.insert(name.clone(), fresh);
         }
         *self = empty;
@@ -579,15 +572,20 @@ impl Outbox {
 
     fn remember(&mut self, effect: Arc<Effect>, outcome: Outcome) {
         let id = effect.id;
-        let past = Past { effect, outcome, settled: self.books.place.now, op: self.books.place.op };
-        self.past_bytes += past.size();
-        if let Some(replaced) = self.past.insert(id, Arc::new(past)) {
-            // Only when an effect settles twice, which only a broken guard lets happen.
+        let replaced = self.past.remove(&id);
+        // Only when an effect settles twice, which only a broken guard lets happen.
+        if let Some(replaced) = &replaced {
             self.past_bytes -= replaced.size();
-        } else {
-            let sequence = self.books.next_sequence();
-            self.past_order.insert(sequence, id);
         }
+        let sequence = match replaced {
+            Some(replaced) => replaced.sequence,
+            None => self.books.next_sequence(),
+        };
+        let (settled, op) = (self.books.place.now, self.books.place.op);
+        let past = Past { effect, outcome, settled, op, sequence };
+        self.past_bytes += past.size();
+        self.past.insert(id, Arc::new(past));
+        self.past_order.insert(sequence, id);
         let limits = self.books.limits;
         while limits.history_max < self.past.len() || limits.history_bytes_max < self.past_bytes {
             let Some((sequence, oldest)) = self.past_order.get_min().copied() else { break };
@@ -631,11 +629,6 @@ impl Outbox {
 
     /// Takes the report of an attempt's end. `readable`: whether the machine can read this outcome.
     pub(crate) fn report(&mut self, report: OutcomeReport, readable: impl FnOnce(&[u8]) -> bool) {
-        self.reports_count += 1;
-        self.reports.push_back(Reported::of(&report));
-        if REPORTS_MAX < self.reports.len() {
-            self.reports.pop_front();
-        }
         let (id, number, stamp) = (report.effect, report.attempt, report.stamp());
         let ended = match report.ended {
             Ended::Delivered { outcome, evidence } if !readable(&outcome) => Ended::Unreadable { evidence },

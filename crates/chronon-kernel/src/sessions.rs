@@ -1,9 +1,12 @@
 //! Sessions: who sent which request, and what it was answered, so that a repeat is recognised wherever it arrives.
 
+use core::ops::ControlFlow;
 use std::sync::Arc;
 
 use imbl::OrdMap;
 
+use crate::chunk::{ChunkReader, ChunkWriter, Groups, RestoreError};
+use crate::stored::encoding;
 use crate::{Limits, Refusal, RequestId, RequestNumber, RequestResult, SessionId};
 
 /// The session table. What goes when it is full is decided by log order alone.
@@ -17,14 +20,14 @@ pub(crate) struct Sessions {
     bytes: usize,
 }
 
-#[derive(Clone, Debug)]
-struct Session {
-    nonce: u128,
-    used: u64,
-    replies: OrdMap<u64, RequestResult>,
-    bytes: usize,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Session {
+    pub(crate) nonce: u128,
+    pub(crate) used: u64,
+    pub(crate) replies: OrdMap<u64, RequestResult>,
+    pub(crate) bytes: usize,
     /// The highest number whose reply is not kept any more. Nothing up to it is executed again.
-    floor: u64,
+    pub(crate) floor: u64,
 }
 
 /// What the table knows of a request.
@@ -121,6 +124,39 @@ impl Sessions {
             self.nonces.remove(&session.nonce);
             self.bytes -= session.bytes;
         }
+    }
+
+    /// How often a session was used, ever.
+    pub(crate) fn uses(&self) -> u64 {
+        self.uses
+    }
+
+    /// Writes the table; the rest follows from it.
+    pub(crate) fn write(
+        &self,
+        before: Option<(&Sessions, &Groups<SessionId>)>,
+        chunks: &mut ChunkWriter<'_>,
+    ) -> ControlFlow<(), Groups<SessionId>> {
+        let before = before.map(|(sessions, written)| (&sessions.sessions, written));
+        chunks.table(&self.sessions, before, &encoding())
+    }
+
+    /// Reads what [`Sessions::write`] wrote.
+    pub(crate) fn read(uses: u64, chunks: &mut ChunkReader<'_>) -> Result<Sessions, RestoreError> {
+        const TABLE: &str = "sessions";
+        let entries = chunks.table::<SessionId, Arc<Session>>(TABLE, &encoding())?;
+        let mut sessions = Sessions { uses, ..Sessions::default() };
+        for (id, session) in &entries {
+            let nonce = sessions.nonces.insert(session.nonce, *id);
+            let used = sessions.used.insert(session.used, *id);
+            let bytes: usize = session.replies.values().map(size).sum();
+            if nonce.is_some() || used.is_some() || uses < session.used || bytes != session.bytes {
+                let what = "a session does not go together with the others";
+                return Err(RestoreError::Inconsistent { table: TABLE, what });
+            }
+            sessions.bytes += bytes;
+        }
+        Ok(Sessions { sessions: entries, ..sessions })
     }
 
     /// The sabotage of `Mutation::ForgetSessions`: sessions stay known, what they did is forgotten.

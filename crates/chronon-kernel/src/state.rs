@@ -1,21 +1,36 @@
 //! A machine's state as the kernel sees it: something that can be copied in constant time, written out, and asked
 //! what was written to it.
 
+use core::ops::ControlFlow;
+
 use serde::Serialize;
 
 pub use chronon_derive::State;
 
+use crate::chunk::{ChunkReader, ChunkWriter, RestoreError};
+
 /// A machine's state: a struct of [`crate::Table`], [`crate::Set`] and [`crate::Cell`] fields, through
 /// `#[derive(State)]`. A clone costs the same however much is in it.
-pub trait State: Clone {
+pub trait State: Clone + Send + Sync + 'static {
+    /// Which chunks the state was written as: what the next write compares with.
+    type Written: Send + Sync + 'static;
+
+    /// The fields' names, in order.
+    const TABLES: &'static [&'static str];
+
     /// A digest of what was written since this was asked last. Equal writes in equal order give equal digests.
     fn drain_writes(&mut self) -> u64;
 
-    /// Appends the whole state. Equal states give equal bytes.
-    fn encode(&self, bytes: &mut Vec<u8>);
+    /// Writes the whole state. `before`: an earlier state and its chunks; what is as it was then is not written again.
+    /// Equal states give equal chunks.
+    fn write(
+        &self,
+        before: Option<(&Self, &Self::Written)>,
+        chunks: &mut ChunkWriter<'_>,
+    ) -> ControlFlow<(), Self::Written>;
 
-    /// Reads what [`State::encode`] appended, and takes it off the front of `bytes`.
-    fn decode(bytes: &mut &[u8]) -> Result<Self, StateDecodeError>;
+    /// Reads what [`State::write`] wrote.
+    fn read(chunks: &mut ChunkReader<'_>) -> Result<Self, RestoreError>;
 }
 
 /// What may be a field of a [`State`].
@@ -24,24 +39,19 @@ pub trait State: Clone {
     label = "not a `Table`, `Set` or `Cell`",
     note = "keep keyed records in a `Table<K, V>`, members in a `Set<K>` and single values in a `Cell<T>`: these can be rolled back, compared between replicas and checkpointed"
 )]
-pub trait StateField: Clone {
+pub trait StateField: Clone + Send + Sync + 'static {
+    /// As [`State::Written`].
+    type Written: Send + Sync + 'static;
     /// As [`State::drain_writes`].
     fn drain_writes(&mut self) -> u64;
-    /// As [`State::encode`].
-    fn encode(&self, bytes: &mut Vec<u8>);
-    /// As [`State::decode`].
-    fn decode(bytes: &mut &[u8]) -> Result<Self, StateDecodeError>;
-}
-
-/// The bytes are no state of this machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum StateDecodeError {
-    /// They end early, or hold what the types can't.
-    #[error("the state's bytes can't be decoded")]
-    Malformed,
-    /// Keys are out of order, or twice.
-    #[error("the state's keys are out of order")]
-    KeysOutOfOrder,
+    /// As [`State::write`].
+    fn write(
+        &self,
+        before: Option<(&Self, &Self::Written)>,
+        chunks: &mut ChunkWriter<'_>,
+    ) -> ControlFlow<(), Self::Written>;
+    /// As [`State::read`]; `name` is the field's.
+    fn read(name: &'static str, chunks: &mut ChunkReader<'_>) -> Result<Self, RestoreError>;
 }
 
 /// Folds words and bytes into 64 bits, in order. It tells replicas that differ by a bug apart; it is no defence
@@ -79,14 +89,17 @@ impl Fold {
     }
 
     /// Folds a value through its encoding, without allocating.
+    ///
+    /// # Panics
+    ///
+    /// If the value has no encoding. Within a command that aborts it, on every replica: nothing that can't be
+    /// checkpointed ever gets into a table.
     pub fn encoded<T: Serialize + ?Sized>(&mut self, value: &T) {
         let mut words = Words::of(self);
         let written = postcard::serialize_with_flavor(value, Flavor(&mut words));
         words.finish();
-        // A value that has no encoding never reaches a table through the edge; if a machine makes one by itself,
-        // every replica folds the same mark.
-        if written.is_err() {
-            self.word(u64::MAX);
+        if let Err(why) = written {
+            panic!("a value can't be encoded: {why}");
         }
     }
 }

@@ -2,30 +2,44 @@
 //! costs nothing, and every write is folded into a digest that replicas compare.
 
 use core::fmt;
-use core::ops::{Bound, RangeBounds};
+use core::ops::{Bound, ControlFlow, RangeBounds};
 use std::sync::Arc;
 
-use imbl::{OrdMap, OrdSet};
+use chronon_vsr::Checksum;
+use imbl::OrdMap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::state::{Fold, StateDecodeError, StateField};
+use crate::chunk::{ChunkReader, ChunkWriter, Encoding, Groups, RestoreError};
+use crate::state::{Fold, StateField};
 
 /// What can be a key: ordered, and the same in memory and in bytes.
-pub trait Key: Ord + Clone + Serialize + DeserializeOwned {}
+pub trait Key: Ord + Clone + Serialize + DeserializeOwned + Send + Sync + 'static {}
 
-impl<K: Ord + Clone + Serialize + DeserializeOwned> Key for K {}
+impl<K: Ord + Clone + Serialize + DeserializeOwned + Send + Sync + 'static> Key for K {}
 
 /// What can be kept under a key.
-pub trait Value: Clone + Serialize + DeserializeOwned {}
+pub trait Value: Clone + Serialize + DeserializeOwned + Send + Sync + 'static {}
 
-impl<V: Clone + Serialize + DeserializeOwned> Value for V {}
+impl<V: Clone + Serialize + DeserializeOwned + Send + Sync + 'static> Value for V {}
 
 /// An ordered map.
 #[derive(Clone)]
 pub struct Table<K, V> {
-    entries: OrdMap<K, V>,
+    entries: OrdMap<K, Slot<V>>,
     writes: Fold,
+}
+
+/// A value in a tree.
+#[derive(Clone)]
+struct Slot<V>(V);
+
+/// Trees are compared by what they share: what they do not share counts as changed, without a look at it. Values of
+/// a machine need not be comparable.
+impl<V> PartialEq for Slot<V> {
+    fn eq(&self, _: &Slot<V>) -> bool {
+        false
+    }
 }
 
 impl<K: Key, V: Value> Table<K, V> {
@@ -46,7 +60,7 @@ impl<K: Key, V: Value> Table<K, V> {
 
     /// The value under a key.
     pub fn get(&self, key: &K) -> Option<&V> {
-        self.entries.get(key)
+        self.entries.get(key).map(|Slot(value)| value)
     }
 
     /// Whether the key has a value.
@@ -57,12 +71,12 @@ impl<K: Key, V: Value> Table<K, V> {
     /// Puts a value under a key. Returns what was there.
     pub fn insert(&mut self, key: K, value: V) -> Option<V> {
         self.fold_put(&key, &value);
-        self.entries.insert(key, value)
+        self.entries.insert(key, Slot(value)).map(|Slot(value)| value)
     }
 
     /// Takes a key away. Returns what was there.
     pub fn remove(&mut self, key: &K) -> Option<V> {
-        let removed = self.entries.remove(key)?;
+        let Slot(removed) = self.entries.remove(key)?;
         self.writes.word(REMOVED);
         self.writes.encoded(key);
         Some(removed)
@@ -70,7 +84,7 @@ impl<K: Key, V: Value> Table<K, V> {
 
     /// Changes the value under a key in place. None, and `change` is not called, if there is none.
     pub fn modify<R>(&mut self, key: &K, change: impl FnOnce(&mut V) -> R) -> Option<R> {
-        let value = self.entries.get_mut(key)?;
+        let Slot(value) = self.entries.get_mut(key)?;
         let result = change(value);
         self.writes.word(PUT);
         self.writes.encoded(key);
@@ -85,7 +99,7 @@ impl<K: Key, V: Value> Table<K, V> {
         missing: impl FnOnce() -> V,
         change: impl FnOnce(&mut V) -> R,
     ) -> R {
-        if let Some(value) = self.entries.get_mut(&key) {
+        if let Some(Slot(value)) = self.entries.get_mut(&key) {
             let result = change(value);
             self.writes.word(PUT);
             self.writes.encoded(&key);
@@ -106,7 +120,7 @@ impl<K: Key, V: Value> Table<K, V> {
 
     /// All entries, by key, from either end.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&K, &V)> {
-        self.entries.iter()
+        self.entries.iter().map(|(key, Slot(value))| (key, value))
     }
 
     /// All keys, in order.
@@ -116,23 +130,24 @@ impl<K: Key, V: Value> Table<K, V> {
 
     /// All values, by key.
     pub fn values(&self) -> impl DoubleEndedIterator<Item = &V> {
-        self.entries.iter().map(|(_, value)| value)
+        self.entries.iter().map(|(_, Slot(value))| value)
     }
 
     /// The entries whose keys lie in `range`, by key, from either end. A range that ends before it starts is empty.
     pub fn range(&self, range: impl RangeBounds<K>) -> impl DoubleEndedIterator<Item = (&K, &V)> {
         let range = ordered(&range).then_some(range);
-        range.map(|range| self.entries.range(range)).into_iter().flatten()
+        let entries = range.map(|range| self.entries.range(range)).into_iter().flatten();
+        entries.map(|(key, Slot(value))| (key, value))
     }
 
     /// The entry with the smallest key.
     pub fn first(&self) -> Option<(&K, &V)> {
-        self.entries.get_min().map(|(key, value)| (key, value))
+        self.entries.get_min().map(|(key, Slot(value))| (key, value))
     }
 
     /// The entry with the largest key.
     pub fn last(&self) -> Option<(&K, &V)> {
-        self.entries.get_max().map(|(key, value)| (key, value))
+        self.entries.get_max().map(|(key, Slot(value))| (key, value))
     }
 
     fn fold_put(&mut self, key: &K, value: &V) {
@@ -145,14 +160,14 @@ impl<K: Key, V: Value> Table<K, V> {
 /// An ordered set.
 #[derive(Clone)]
 pub struct Set<K> {
-    members: OrdSet<K>,
+    members: OrdMap<K, ()>,
     writes: Fold,
 }
 
 impl<K: Key> Set<K> {
     /// An empty set.
     pub fn new() -> Set<K> {
-        Set { members: OrdSet::new(), writes: Fold::EMPTY }
+        Set { members: OrdMap::new(), writes: Fold::EMPTY }
     }
 
     /// How many members there are.
@@ -167,17 +182,17 @@ impl<K: Key> Set<K> {
 
     /// Whether this is a member.
     pub fn contains(&self, member: &K) -> bool {
-        self.members.contains(member)
+        self.members.contains_key(member)
     }
 
     /// Adds a member. False if it was one already.
     pub fn insert(&mut self, member: K) -> bool {
-        if self.members.contains(&member) {
+        if self.members.contains_key(&member) {
             return false;
         }
         self.writes.word(PUT);
         self.writes.encoded(&member);
-        self.members.insert(member);
+        self.members.insert(member, ());
         true
     }
 
@@ -193,23 +208,23 @@ impl<K: Key> Set<K> {
 
     /// All members, in order, from either end.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &K> {
-        self.members.iter()
+        self.members.keys()
     }
 
     /// The members that lie in `range`, in order, from either end. A range that ends before it starts is empty.
     pub fn range(&self, range: impl RangeBounds<K>) -> impl DoubleEndedIterator<Item = &K> {
         let range = ordered(&range).then_some(range);
-        range.map(|range| self.members.range(range)).into_iter().flatten()
+        range.map(|range| self.members.range(range)).into_iter().flatten().map(|(member, ())| member)
     }
 
     /// The smallest member.
     pub fn first(&self) -> Option<&K> {
-        self.members.get_min()
+        self.members.get_min().map(|(member, ())| member)
     }
 
     /// The largest member.
     pub fn last(&self) -> Option<&K> {
-        self.members.get_max()
+        self.members.get_max().map(|(member, ())| member)
     }
 }
 
@@ -222,7 +237,13 @@ pub struct Cell<T> {
 
 impl<T: Value> Cell<T> {
     /// A cell that holds this.
+    ///
+    /// # Panics
+    ///
+    /// If the value has no encoding: it could not be checkpointed.
     pub fn new(value: T) -> Cell<T> {
+        let mut encodes = Fold::EMPTY;
+        encodes.encoded(&value);
         Cell { value: Arc::new(value), writes: Fold::EMPTY }
     }
 
@@ -263,80 +284,102 @@ fn ordered<K: Ord>(range: &impl RangeBounds<K>) -> bool {
 }
 
 fn put<T: Serialize + ?Sized>(value: &T, bytes: &mut Vec<u8>) {
-    let encoded =
-        postcard::to_allocvec(value).expect("what is in a table has been encoded for its digest before");
-    bytes.extend_from_slice(&encoded);
+    let written = postcard::to_extend(value, core::mem::take(bytes));
+    *bytes = written.expect("what is in a table was encoded for its digest when it was written");
 }
 
-fn take<T: DeserializeOwned>(bytes: &mut &[u8]) -> Result<T, StateDecodeError> {
-    let (value, rest) = postcard::take_from_bytes(bytes).map_err(|_| StateDecodeError::Malformed)?;
+fn take<T: DeserializeOwned>(bytes: &mut &[u8]) -> Option<T> {
+    let (value, rest) = postcard::take_from_bytes(bytes).ok()?;
     *bytes = rest;
-    Ok(value)
+    Some(value)
+}
+
+impl<K: Key, V: Value> Table<K, V> {
+    const ENCODING: Encoding<K, Slot<V>> = Encoding {
+        put_key: |key, bytes| put(key, bytes),
+        put_value: |Slot(value), bytes| put(value, bytes),
+        take_key: take,
+        take_value: |bytes| take(bytes).map(Slot),
+    };
 }
 
 impl<K: Key, V: Value> StateField for Table<K, V> {
+    type Written = Groups<K>;
+
     fn drain_writes(&mut self) -> u64 {
         core::mem::replace(&mut self.writes, Fold::EMPTY).value()
     }
 
-    fn encode(&self, bytes: &mut Vec<u8>) {
-        put(&(self.entries.len() as u64), bytes);
-        for (key, value) in &self.entries {
-            put(key, bytes);
-            put(value, bytes);
-        }
+    fn write(
+        &self,
+        before: Option<(&Table<K, V>, &Groups<K>)>,
+        chunks: &mut ChunkWriter<'_>,
+    ) -> ControlFlow<(), Groups<K>> {
+        let before = before.map(|(table, written)| (&table.entries, written));
+        chunks.table(&self.entries, before, &Self::ENCODING)
     }
 
-    fn decode(bytes: &mut &[u8]) -> Result<Table<K, V>, StateDecodeError> {
-        let mut table = Table::new();
-        for _ in 0..take::<u64>(bytes)? {
-            let key: K = take(bytes)?;
-            let value: V = take(bytes)?;
-            if table.last().is_some_and(|(last, _)| key <= *last) {
-                return Err(StateDecodeError::KeysOutOfOrder);
-            }
-            table.entries.insert(key, value);
-        }
-        Ok(table)
+    fn read(name: &'static str, chunks: &mut ChunkReader<'_>) -> Result<Table<K, V>, RestoreError> {
+        let entries = chunks.table(name, &Self::ENCODING)?;
+        Ok(Table { entries, writes: Fold::EMPTY })
     }
 }
 
+impl<K: Key> Set<K> {
+    const ENCODING: Encoding<K, ()> = Encoding {
+        put_key: |member, bytes| put(member, bytes),
+        put_value: |(), _| {},
+        take_key: take,
+        take_value: |_| Some(()),
+    };
+}
+
 impl<K: Key> StateField for Set<K> {
+    type Written = Groups<K>;
+
     fn drain_writes(&mut self) -> u64 {
         core::mem::replace(&mut self.writes, Fold::EMPTY).value()
     }
 
-    fn encode(&self, bytes: &mut Vec<u8>) {
-        put(&(self.members.len() as u64), bytes);
-        for member in &self.members {
-            put(member, bytes);
-        }
+    fn write(
+        &self,
+        before: Option<(&Set<K>, &Groups<K>)>,
+        chunks: &mut ChunkWriter<'_>,
+    ) -> ControlFlow<(), Groups<K>> {
+        let before = before.map(|(set, written)| (&set.members, written));
+        chunks.table(&self.members, before, &Self::ENCODING)
     }
 
-    fn decode(bytes: &mut &[u8]) -> Result<Set<K>, StateDecodeError> {
-        let mut set = Set::new();
-        for _ in 0..take::<u64>(bytes)? {
-            let member: K = take(bytes)?;
-            if set.last().is_some_and(|last| member <= *last) {
-                return Err(StateDecodeError::KeysOutOfOrder);
-            }
-            set.members.insert(member);
-        }
-        Ok(set)
+    fn read(name: &'static str, chunks: &mut ChunkReader<'_>) -> Result<Set<K>, RestoreError> {
+        let members = chunks.table(name, &Self::ENCODING)?;
+        Ok(Set { members, writes: Fold::EMPTY })
     }
 }
 
 impl<T: Value> StateField for Cell<T> {
+    type Written = Vec<Checksum>;
+
     fn drain_writes(&mut self) -> u64 {
         core::mem::replace(&mut self.writes, Fold::EMPTY).value()
     }
 
-    fn encode(&self, bytes: &mut Vec<u8>) {
-        put(&*self.value, bytes);
+    fn write(
+        &self,
+        before: Option<(&Cell<T>, &Vec<Checksum>)>,
+        chunks: &mut ChunkWriter<'_>,
+    ) -> ControlFlow<(), Vec<Checksum>> {
+        match before {
+            Some((cell, written)) if Arc::ptr_eq(&cell.value, &self.value) => {
+                chunks.unchanged(written)?;
+                ControlFlow::Continue(written.clone())
+            }
+            Some(_) | None => chunks.value(|bytes| put(&*self.value, bytes)),
+        }
     }
 
-    fn decode(bytes: &mut &[u8]) -> Result<Cell<T>, StateDecodeError> {
-        Ok(Cell::new(take(bytes)?))
+    fn read(name: &'static str, chunks: &mut ChunkReader<'_>) -> Result<Cell<T>, RestoreError> {
+        let value = chunks.value(name, |value, bytes| put(value, bytes), take)?;
+        Ok(Cell::new(value))
     }
 }
 
@@ -380,13 +423,13 @@ impl<K: Key> FromIterator<K> for Set<K> {
 
 impl<K: fmt::Debug + Ord, V: fmt::Debug> fmt::Debug for Table<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map().entries(self.entries.iter()).finish()
+        f.debug_map().entries(self.entries.iter().map(|(key, Slot(value))| (key, value))).finish()
     }
 }
 
 impl<K: fmt::Debug + Ord> fmt::Debug for Set<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.members.iter()).finish()
+        f.debug_set().entries(self.members.keys()).finish()
     }
 }
 
@@ -448,23 +491,5 @@ mod tests {
             assert!(seen.insert(table.drain_writes()));
             assert_eq!(table.drain_writes(), Fold::EMPTY.value());
         }
-    }
-
-    #[test]
-    fn a_state_is_read_back_from_its_bytes_and_nothing_else_is() {
-        let table: Table<u32, String> = (0..100).map(|key| (key * 3, format!("{key}"))).collect();
-        let mut bytes = Vec::new();
-        table.encode(&mut bytes);
-        let mut rest = &bytes[..];
-        let again = Table::<u32, String>::decode(&mut rest).unwrap();
-        assert!(rest.is_empty() && again.iter().eq(table.iter()));
-        for cut in 0..bytes.len() {
-            assert!(Table::<u32, String>::decode(&mut &bytes[..cut]).is_err());
-        }
-        let mut twice = Vec::new();
-        put(&2_u64, &mut twice);
-        put(&(7_u32, "a", 7_u32, "b"), &mut twice);
-        let refused = Table::<u32, String>::decode(&mut &twice[..]).map(|_| ());
-        assert_eq!(refused, Err(StateDecodeError::KeysOutOfOrder));
     }
 }

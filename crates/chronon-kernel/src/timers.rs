@@ -1,9 +1,13 @@
 //! Durable timers: named, moved by setting them again, fired once, in the order of their times.
 
+use core::ops::ControlFlow;
+
 use chronon_vsr::Timestamp;
 use imbl::{OrdMap, OrdSet};
 
 use crate::TimerKey;
+use crate::chunk::{ChunkReader, ChunkWriter, Groups, RestoreError};
+use crate::stored::encoding;
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Timers {
@@ -53,6 +57,23 @@ impl Timers {
         self.due.remove(&(at, key.clone()));
         self.at.remove(&key);
         Some(key)
+    }
+
+    /// Writes the table; the order of times follows from it.
+    pub(crate) fn write(
+        &self,
+        before: Option<(&Timers, &Groups<TimerKey>)>,
+        chunks: &mut ChunkWriter<'_>,
+    ) -> ControlFlow<(), Groups<TimerKey>> {
+        let before = before.map(|(timers, written)| (&timers.at, written));
+        chunks.table(&self.at, before, &encoding())
+    }
+
+    /// Reads what [`Timers::write`] wrote.
+    pub(crate) fn read(chunks: &mut ChunkReader<'_>) -> Result<Timers, RestoreError> {
+        let at = chunks.table::<TimerKey, Timestamp>("timers", &encoding())?;
+        let due = at.iter().map(|(key, at)| (*at, key.clone())).collect();
+        Ok(Timers { at, due })
     }
 }
 

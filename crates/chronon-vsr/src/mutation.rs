@@ -59,6 +59,10 @@ pub enum Mutation {
     NegativeOutcomeFromOldStamp,
     /// The session table is missing after a restart.
     ForgetSessions,
+    /// The session table is missing in what a checkpoint restores.
+    ForgetSessionsInCheckpoint,
+    /// The outbox is missing in what a checkpoint restores.
+    ForgetOutboxInCheckpoint,
 }
 
 /// The guards that are broken in this run: none, or one.

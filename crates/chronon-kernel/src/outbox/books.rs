@@ -25,17 +25,45 @@ pub(crate) struct Sink {
     pub(super) runnable: OrdMap<u64, EffectId>,
 }
 
+impl Sink {
+    /// A sink without effects.
+    pub(crate) fn new(spec: Arc<SinkSpec>, revision: u64) -> Sink {
+        Sink { spec, revision, open: 0, started: 0, parked: 0, runnable: OrdMap::new() }
+    }
+}
+
+/// Two sinks are the same to a checkpoint if they are set alike: the rest follows from their effects.
+impl PartialEq for Sink {
+    fn eq(&self, other: &Sink) -> bool {
+        self.spec == other.spec && self.revision == other.revision
+    }
+}
+
 /// A named lane that has open effects.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Lane {
+pub(crate) struct Lane {
     pub(super) open: u32,
     /// The one that is at it; nobody overtakes it.
-    pub(super) holder: Option<EffectId>,
+    pub(crate) holder: Option<EffectId>,
     /// The others, in order.
     pub(super) queue: OrdMap<u64, EffectId>,
 }
 
-pub(super) type LaneKey = (SinkName, Arc<str>);
+impl Lane {
+    /// A lane without effects, but with the one that is at it.
+    pub(crate) fn new(holder: Option<EffectId>) -> Lane {
+        Lane { holder, ..Lane::default() }
+    }
+}
+
+/// Two lanes are the same to a checkpoint if the same effect is at them: the rest follows from their effects.
+impl PartialEq for Lane {
+    fn eq(&self, other: &Lane) -> bool {
+        self.holder == other.holder
+    }
+}
+
+pub(crate) type LaneKey = (SinkName, Arc<str>);
 
 /// Everything about effects that is not one effect.
 #[derive(Clone, Debug)]
@@ -142,10 +170,18 @@ impl Books {
 
     /// Puts an effect that is in no index into those of its new phase.
     pub(super) fn enter_phase(&mut self, effect: &mut Effect, phase: Phase) {
-        let id = effect.id;
         effect.phase = phase;
-        *self.count_of(phase) += 1;
-        match phase {
+        self.index_phase(effect);
+        self.note_due(effect);
+        self.fold.word(effect.id.op().value());
+        self.fold.word(u64::from(effect.id.n()) << 8 | phase.number());
+    }
+
+    /// The indexes of phases.
+    pub(super) fn index_phase(&mut self, effect: &Effect) {
+        let id = effect.id;
+        *self.count_of(effect.phase) += 1;
+        match effect.phase {
             Phase::Scheduled(_) | Phase::Waiting(_) => {}
             Phase::Queued => {
                 let key = lane_key(effect).expect("only effects with a lane queue");
@@ -170,9 +206,6 @@ impl Books {
                 self.sink_mut(effect).parked += 1;
             }
         }
-        self.note_due(effect);
-        self.fold.word(id.op().value());
-        self.fold.word(u64::from(id.n()) << 8 | phase.number());
     }
 
     /// Puts an effect into the index of what falls due, at its time as it is now.

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use chronon_vsr::Duration;
-use imbl::OrdMap;
 
 use super::{Outbox, Sink};
 use crate::{Contract, Limits, Refusal, SinkName, SinkSpec};
@@ -50,9 +49,7 @@ impl Outbox {
                 why: format!("there are {} sinks already", books.sinks.len()),
             });
         }
-        let runnable = OrdMap::new();
-        let sink = Sink { spec: Arc::new(spec), revision: 1, open: 0, started: 0, parked: 0, runnable };
-        books.sinks.insert(name.clone(), sink);
+        books.sinks.insert(name.clone(), Sink::new(Arc::new(spec), 1));
         Ok(1)
     }
 }

@@ -8,11 +8,15 @@ use chronon_vsr::{Stamp, Timestamp};
 use super::{Callback, Outbox};
 use crate::effect::{Effect, Phase};
 use crate::view::{
-    ActView, ClaimState, EffectFilter, EffectState, EffectView, EngineStatus, Order, Reported, SinkView,
+    ActView, ClaimState, EffectFilter, EffectState, EffectView, EngineStatus, Order, SinkView,
 };
-use crate::{Attempt, AttemptNumber, EffectId, SinkName};
+use crate::{Attempt, AttemptNumber, EffectId, Lineage, SinkName};
 
 impl Outbox {
+    pub(crate) fn lineage(&self) -> Lineage {
+        self.lineage
+    }
+
     /// How many effects are open.
     pub(crate) fn len(&self) -> usize {
         self.effects.len()
@@ -180,13 +184,5 @@ impl Outbox {
     pub(crate) fn holds_claims_older_than(&self, stamp: Stamp) -> bool {
         // A later stamp's first op puts older claims in doubt, so all that are left are the newest stamp's.
         !self.books.claimed.is_empty() && self.books.place.born.is_some_and(|born| born < stamp)
-    }
-
-    pub(crate) fn reports(&self, after: u64) -> (u64, Option<Vec<Reported>>) {
-        let missed =
-            usize::try_from(self.reports_count - after.min(self.reports_count)).unwrap_or(usize::MAX);
-        let reports =
-            self.reports.len().checked_sub(missed).map(|from| self.reports.range(from..).copied().collect());
-        (self.reports_count, reports)
     }
 }

@@ -17,7 +17,8 @@ pub(crate) const SECOND: Duration = Duration::from_secs(1);
 
 pub(crate) struct Log {
     pub(crate) kernel: Kernel<Scribe>,
-    twin: Kernel<Scribe>,
+    /// Executes the same, and is looked at from outside only.
+    pub(crate) twin: Box<dyn Engine>,
     op: u64,
     pub(crate) now: Timestamp,
     pub(crate) stamp: Stamp,
@@ -92,7 +93,7 @@ impl Log {
         let options = EngineOptions { lineage: Lineage(7), limits, mutations };
         Log {
             kernel: Kernel::new(options),
-            twin: Kernel::new(options),
+            twin: Box::new(Kernel::<Scribe>::new(options)),
             op: 0,
             now: Timestamp::from_nanos(START),
             stamp: stamp(1),

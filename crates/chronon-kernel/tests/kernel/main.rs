@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests, outside of test functions")]
 
+mod checkpoints;
 mod commands;
 mod contracts;
 mod desk;

@@ -7,7 +7,7 @@ use chronon_kernel::{
     AttemptNumber, Contract, DeskAct, EffectFilter, EffectId, EffectState, Engine, Limits, Origin,
     OutcomeReport, Request, RequestNumber, RequestResult, SettleAs, SinkSpec,
 };
-use chronon_vsr::{Duration, Prng};
+use chronon_vsr::{Duration, Mutations, Prng};
 
 use crate::log::{
     Log, SECOND, ambiguous, definite, delivered, emit_in, emit_to, evidence, not_found, permanent, spec,
@@ -42,8 +42,8 @@ fn contract(sink: &str) -> Contract {
     }
 }
 
-struct History {
-    log: Log,
+pub(crate) struct History {
+    pub(crate) log: Log,
     random: Prng,
     known: Vec<EffectId>,
     /// What started of each lane, in order.
@@ -51,9 +51,13 @@ struct History {
 }
 
 impl History {
-    fn new(seed: u64) -> History {
+    pub(crate) fn new(seed: u64) -> History {
+        History::with_mutations(seed, Mutations::NONE)
+    }
+
+    pub(crate) fn with_mutations(seed: u64, mutations: Mutations) -> History {
         let mut random = Prng::new(seed);
-        let mut log = Log::with(LIMITS);
+        let mut log = Log::with_mutations(LIMITS, mutations);
         for sink in SINKS {
             let mut spec = SinkSpec { concurrency: 3, open_max: 12, ..spec(contract(sink)) };
             spec.backoff.attempts_max = random.below(4) as u32;
@@ -195,7 +199,7 @@ impl History {
         }
     }
 
-    fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         if self.random.chance(1, 20) {
             self.log.fail_over();
         }
