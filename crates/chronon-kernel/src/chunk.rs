@@ -701,6 +701,17 @@ mod tests {
     }
 
     #[test]
+    fn keys_out_of_order_or_twice_are_an_error() {
+        let (mut chunks, _) = Chunks::write(&entries(20_000, 20), None);
+        chunks.list.swap(0, 1);
+        let out_of_order = Err(RestoreError::KeysOutOfOrder { table: "entries" });
+        assert_eq!(chunks.read(), out_of_order);
+        let (mut chunks, _) = Chunks::write(&entries(1, 20), None);
+        chunks.list.insert(0, chunks.list[0]);
+        assert_eq!(chunks.read(), out_of_order);
+    }
+
+    #[test]
     fn members_without_a_size_are_counted() {
         let unit: OrdMap<(), ()> = OrdMap::unit((), ());
         let none = Encoding {
