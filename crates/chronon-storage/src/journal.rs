@@ -4,17 +4,18 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use chronon_vsr::{
-    Checksum, Durable, ENTRY_HEADER_SIZE, Entry, Incarnation, Mutation, Mutations, Op, Ring, VsrState, Write,
-    WriteNumber, charge,
+    Checksum, Durable, ENTRY_HEADER_SIZE, Entry, Incarnation, Mutation, Mutations, Op, OpRef, Ring, VsrState,
+    Write, WriteNumber, charge,
 };
 
 use crate::buffer::Buffer;
 use crate::group::{
-    BLOCK, GROUP_ENTRIES_MAX, GroupHeader, Layout, Link, Sequence, encode_group, entry_charge, group_blocks,
+    BLOCK, GROUP_ENTRIES_MAX, GroupHeader, Layout, Link, Sequence, UNIT, Unit, encode_group, entry_charge,
+    group_blocks, read_unit,
 };
-use crate::scan::Scan;
+use crate::scan::{Lost, Scan};
 use crate::superblock::{self, Superblock};
-use crate::{Bytes, File, Identity, Step};
+use crate::{Bytes, Disk, File, Identity, Step};
 
 /// Names a job of one journal or one vault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -61,6 +62,9 @@ pub struct Journal {
     /// Where the next group goes, unless it has to wrap.
     head: u64,
     keep_from: Op,
+    /// Once a superblock without uncertainty is durable: what nobody could tell at the start was below this op, or is
+    /// of a log that was replaced.
+    unknown_below: Option<Op>,
     /// How many durable intact copies there are of each entry.
     copies: BTreeMap<(Op, Checksum), u32>,
     /// The charges of all entries in `copies` that are still needed, each counted once.
@@ -68,6 +72,28 @@ pub struct Journal {
     durable_through: Sequence,
     evidence: EvidenceWish,
     buffer: Arc<Buffer>,
+    /// The group that is scrubbed next, or the first one above it.
+    scrub_next: Sequence,
+}
+
+/// What a step of scrubbing the WAL found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WalScrubbed {
+    /// Bytes read.
+    pub bytes: u64,
+    /// Damaged groups, each told once.
+    pub damage: Vec<GroupDamage>,
+    /// The step ended at the newest group: the next one begins anew.
+    pub round: bool,
+}
+
+/// A group of the WAL that can't be read, or not as it was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupDamage {
+    /// Where it starts, in bytes from the file's start.
+    pub position: u64,
+    /// Its entries. Those that are still needed and have no other copy are appended again, from memory.
+    pub entries: Vec<OpRef>,
 }
 
 /// What a journal starts from.
@@ -97,8 +123,8 @@ struct Group {
     link: Link,
     /// Its intact entries. They share their bytes with the replica's own log.
     entries: Vec<Entry>,
-    /// Something in it is lost, so its place must not be used again: the scan would forget what was lost.
-    damaged: bool,
+    /// While what it held may be needed its place is not used again: the scan would forget what was lost.
+    lost: Lost,
     durable: bool,
 }
 
@@ -141,21 +167,18 @@ impl Journal {
             last,
             head,
             keep_from: Op::ROOT,
+            unknown_below: None,
             copies: BTreeMap::new(),
             live_charge: 0,
             durable_through: scan.durable_through,
             evidence: EvidenceWish::Given,
             buffer: Arc::new(Buffer::zeroed(0)),
+            scrub_next: Sequence::default(),
         };
         for group in scan.groups {
             journal.count_copies(&group.intact);
             let entries = group.intact;
-            journal.groups.push_back(Group {
-                link: group.link,
-                entries,
-                damaged: group.damaged,
-                durable: true,
-            });
+            journal.groups.push_back(Group { link: group.link, entries, lost: group.lost, durable: true });
         }
         journal
     }
@@ -196,7 +219,13 @@ impl Journal {
         assert!(index == 0 || self.mutations.breaks(Mutation::DurableOutOfOrder));
         let Outstanding { what, .. } = self.outstanding.remove(index).expect("the index was just found");
         match what {
-            Undertaking::Superblock { number } => vec![Durable::Superblock(number)],
+            Undertaking::Superblock { number } => {
+                let state = &self.superblock.state;
+                if self.unknown_below.is_none() && state.uncertain_from.is_none() {
+                    self.unknown_below = Some(state.head().op.max(state.checkpoint.entry.op).next());
+                }
+                vec![Durable::Superblock(number)]
+            }
             Undertaking::Group { sequence, oldest, reports } => {
                 self.group_done(sequence, oldest);
                 reports.map(Durable::Appended).into_iter().collect()
@@ -222,6 +251,46 @@ impl Journal {
         if self.evidence == EvidenceWish::Lacking {
             self.evidence = EvidenceWish::Asked;
         }
+    }
+
+    /// Reads on from where the last call stopped, about so many bytes, and checks them. What has rotted becomes a
+    /// job: its entries are in memory.
+    pub fn scrub(&mut self, disk: &mut dyn Disk, bytes_max: u64) -> WalScrubbed {
+        let mut scrubbed = WalScrubbed::default();
+        while scrubbed.bytes < bytes_max {
+            let next = self.groups.iter().position(|group| self.scrub_next <= group.link.sequence);
+            let Some(index) = next.filter(|index| self.groups[*index].durable) else {
+                self.scrub_next = Sequence::default();
+                scrubbed.round = true;
+                break;
+            };
+            let Group { link, lost, .. } = &self.groups[index];
+            let link = *link;
+            self.scrub_next = Sequence { count: link.sequence.count + 1, ..link.sequence };
+            // What is known to be damaged stays so.
+            if *lost != Lost::Nothing {
+                continue;
+            }
+            scrubbed.bytes += link.length();
+            if !reads_as_written(disk, &self.layout, &link) {
+                let entries = self.lose(index);
+                scrubbed.damage.push(GroupDamage { position: link.position, entries });
+            }
+        }
+        scrubbed
+    }
+
+    /// A group turns out to be damaged. Returns its entries.
+    fn lose(&mut self, index: usize) -> Vec<OpRef> {
+        let entries = std::mem::take(&mut self.groups[index].entries);
+        entries.iter().for_each(|entry| self.forget_copy(entry));
+        let names: Vec<OpRef> = entries.iter().map(Entry::op_ref).collect();
+        self.groups[index].lost = Lost::Named(names.iter().map(|entry| (entry.op, entry.checksum)).collect());
+        let needed = |entry: &Entry| {
+            self.keep_from <= entry.op() && !self.copies.contains_key(&(entry.op(), entry.checksum()))
+        };
+        self.again.extend(entries.into_iter().filter(needed));
+        names
     }
 
     /// Whose data this is.
@@ -280,7 +349,7 @@ impl Journal {
         let mut content = Content::new(&self.layout, self.last.as_ref());
         if self.short_of_room() {
             for group in
-                self.groups.iter().skip(reclaimed).take_while(|group| group.durable && !group.damaged)
+                self.groups.iter().skip(reclaimed).take_while(|group| group.durable && !self.must_stay(group))
             {
                 let before = content.mark();
                 let taken = content.take_whole(group.entries.iter().filter(|entry| self.must_move(entry)));
@@ -362,7 +431,7 @@ impl Journal {
         self.evidence = if content.entries.is_empty() { EvidenceWish::Given } else { EvidenceWish::Lacking };
         self.head = link.end();
         self.last = Some(Last { link, previous: header.previous, records });
-        self.groups.push_back(Group { link, entries: content.entries, damaged: false, durable: false });
+        self.groups.push_back(Group { link, entries: content.entries, lost: Lost::Nothing, durable: false });
         let mut steps = vec![Step::Write { file: File::Wal, position, bytes }];
         if !self.mutations.breaks(Mutation::AckBeforeFlush) {
             steps.push(Step::Flush { file: File::Wal });
@@ -415,6 +484,19 @@ impl Journal {
         self.keep_from <= entry.op() && self.copies.get(&(entry.op(), entry.checksum())) == Some(&1)
     }
 
+    /// Whether what is lost in a group may still be needed, so that every later scan must find it lost: a named entry
+    /// that no checkpoint covers and of which there is no other copy; or anything at all, until a log was adopted and
+    /// a checkpoint covers all of it (`decisions/0005`).
+    fn must_stay(&self, group: &Group) -> bool {
+        match &group.lost {
+            Lost::Nothing => false,
+            Lost::Named(entries) => {
+                entries.iter().any(|entry| self.keep_from <= entry.0 && !self.copies.contains_key(entry))
+            }
+            Lost::Unknown => self.unknown_below.is_none_or(|below| self.keep_from < below),
+        }
+    }
+
     /// How many of the oldest groups hold nothing that is needed: their entries are below `keep_from`, or have
     /// copies in groups that stay.
     fn reclaimable(&self) -> usize {
@@ -425,7 +507,7 @@ impl Journal {
         let mut going: BTreeMap<(Op, Checksum), u32> = BTreeMap::new();
         let mut reclaimable = 0;
         for group in &self.groups {
-            if group.damaged || !group.durable {
+            if !group.durable || self.must_stay(group) {
                 break;
             }
             for entry in &group.entries {
@@ -481,6 +563,19 @@ impl Journal {
         }
         (self.head + length < tail).then_some(self.head)
     }
+}
+
+/// Whether every unit of a group is its own.
+fn reads_as_written(disk: &mut dyn Disk, layout: &Layout, link: &Link) -> bool {
+    let mut group = Buffer::zeroed(usize::from(link.blocks) * BLOCK);
+    if disk.read(File::Wal, link.position, group.as_mut()).is_err() {
+        return false;
+    }
+    let written = Unit::Written { sequence: link.sequence, blocks: link.blocks };
+    group
+        .chunks_exact(UNIT)
+        .enumerate()
+        .all(|(index, unit)| read_unit(unit, layout.salt, link.position + (index * UNIT) as u64) == written)
 }
 
 /// The entries of a group that is being gathered.

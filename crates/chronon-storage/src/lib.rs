@@ -25,7 +25,7 @@ mod vault;
 pub use buffer::Bytes;
 pub use directory::{DataDirectory, RealDisk};
 pub use disk::{Disk, File, Step, perform, perform_step};
-pub use journal::{Job, JobId, Journal};
+pub use journal::{GroupDamage, Job, JobId, Journal, WalScrubbed};
 pub use list::{CHUNKS_MAX, ChunkList, ListError};
 pub use memory::{Hook, MemoryDisk, Operation, SECTOR_SIZE, UnflushedDisk};
 pub use open::{Damage, Expect, FormatError, Identity, OpenError, format, open};

@@ -39,8 +39,17 @@ pub(crate) struct ScannedGroup {
     /// Its entry headers, as far as they are known.
     pub(crate) names: Vec<Option<EntryHeader>>,
     pub(crate) intact: Vec<Entry>,
-    /// Something in it is lost.
-    pub(crate) damaged: bool,
+    pub(crate) lost: Lost,
+}
+
+/// What of a group is lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Lost {
+    Nothing,
+    /// These entries.
+    Named(Vec<(Op, Checksum)>),
+    /// Nobody knows what.
+    Unknown,
 }
 
 /// A group on the chain from the newest header back to the oldest live group.
@@ -114,10 +123,19 @@ impl Found {
 
     fn stay(self, damaged: Damaged) -> ScannedGroup {
         // Bad units that hold no entry's bytes cost nothing, but unknown ones may.
-        let lost = self.gap_below || self.entries.iter().any(Option::is_none);
-        let damaged = matches!(damaged, Damaged::Yes) && lost || self.gap_below;
+        let lost = if self.gap_below || self.names.iter().any(Option::is_none) {
+            Lost::Unknown
+        } else {
+            let entries = self.names.iter().flatten().zip(&self.entries);
+            let lost = entries.filter(|(_, entry)| entry.is_none());
+            match lost.map(|(name, _)| (name.op, name.checksum())).collect::<Vec<_>>() {
+                none if none.is_empty() => Lost::Nothing,
+                named => Lost::Named(named),
+            }
+        };
+        assert!(lost == Lost::Nothing || self.gap_below || matches!(damaged, Damaged::Yes));
         let intact = self.entries.into_iter().flatten().collect();
-        ScannedGroup { link: self.link, previous: self.previous, names: self.names, intact, damaged }
+        ScannedGroup { link: self.link, previous: self.previous, names: self.names, intact, lost }
     }
 }
 
