@@ -7,7 +7,7 @@ use chronon_kernel::{
     Attempt, AttemptEnd, AttemptNumber, CommittedOp, Dispatcher, DispatcherInput, DispatcherOutput, EffectId,
     Engine,
 };
-use chronon_vsr::{Applied, Entry, Instant, Mutations, Now, Op, Stamp};
+use chronon_vsr::{Applied, Checkpoint, Entry, Instant, Mutations, Now, Op, OpRef, Stamp};
 
 use crate::{ToBack, ToFront, Token};
 
@@ -38,6 +38,11 @@ pub enum BackOutput {
     Front(ToFront),
     /// Hand this to an executor. It checks the gate right before the first byte leaves.
     Start(Attempt),
+    /// Freeze [`Back::engine`] before the next input, and make the copy durable as chunks, off this thread.
+    Freeze(OpRef),
+    /// Restore an engine from this checkpoint's chunks and hand it to [`Back::install`]. If chunks are missing, the
+    /// replica is to be told which.
+    Install(Checkpoint),
     /// Nothing to do before this instant, or the next input.
     Wait(Instant),
 }
@@ -46,13 +51,16 @@ pub enum BackOutput {
 pub struct Back {
     engine: Box<dyn Engine>,
     dispatcher: Dispatcher,
-    outputs: VecDeque<ToFront>,
+    /// The checkpoint that an engine is waited for.
+    installing: Option<Checkpoint>,
+    outputs: VecDeque<BackOutput>,
 }
 
 impl Back {
     /// A Back around an engine that has executed nothing.
     pub fn new(engine: Box<dyn Engine>, seed: u64, mutations: Mutations) -> Back {
-        Back { engine, dispatcher: Dispatcher::new(seed, mutations), outputs: VecDeque::new() }
+        let dispatcher = Dispatcher::new(seed, mutations);
+        Back { engine, dispatcher, installing: None, outputs: VecDeque::new() }
     }
 
     /// Takes one input.
@@ -62,6 +70,14 @@ impl Back {
             BackInput::Front(ToBack::Commit(entry)) => {
                 self.on_commit(&entry);
                 DispatcherInput::Applied
+            }
+            BackInput::Front(ToBack::Freeze(entry)) => {
+                assert!(self.engine.applied() == entry.op);
+                return self.outputs.push_back(BackOutput::Freeze(entry));
+            }
+            BackInput::Front(ToBack::Install(checkpoint)) => {
+                self.installing = Some(checkpoint);
+                return self.outputs.push_back(BackOutput::Install(checkpoint));
             }
             BackInput::Front(ToBack::Query { token, at_least, query }) => {
                 return self.on_query(token, at_least, &query);
@@ -77,13 +93,29 @@ impl Back {
     /// The next thing to do. Drain until `Wait`. Answers come before starts: a caller waits for them.
     pub fn poll_output(&mut self) -> BackOutput {
         if let Some(output) = self.outputs.pop_front() {
-            return BackOutput::Front(output);
+            return output;
         }
         match self.dispatcher.poll_output() {
             DispatcherOutput::Start(attempt) => BackOutput::Start(attempt),
             DispatcherOutput::Propose(request) => BackOutput::Front(ToFront::Propose(request.encode())),
             DispatcherOutput::Wait(deadline) => BackOutput::Wait(deadline),
         }
+    }
+
+    /// An engine restored from a checkpoint takes the place of the old one, if that checkpoint is still the one wanted.
+    /// Attempts under way go on: what became of them is in the log, or will be.
+    pub fn install(&mut self, now: Now, checkpoint: &Checkpoint, engine: Box<dyn Engine>) {
+        if self.installing != Some(*checkpoint) {
+            return;
+        }
+        let op = checkpoint.entry.op;
+        assert!(engine.applied() == op);
+        assert!(self.engine.applied() < op);
+        self.installing = None;
+        self.engine = engine;
+        let applied = Applied { op, digest: checkpoint.digest };
+        self.outputs.push_back(BackOutput::Front(ToFront::Installed { applied }));
+        self.dispatcher.handle(now, DispatcherInput::Applied, &*self.engine);
     }
 
     /// The engine, to look at.
@@ -99,7 +131,8 @@ impl Back {
         let executed = self.engine.commit(op);
         assert!(executed.op == entry.op());
         let applied = Applied { op: executed.op, digest: executed.digest };
-        self.outputs.push_back(ToFront::Executed { applied, results: executed.results });
+        let executed = ToFront::Executed { applied, results: executed.results };
+        self.outputs.push_back(BackOutput::Front(executed));
     }
 
     /// Front hands a query over behind the commits that it waits for, so its op is applied by now.
@@ -107,6 +140,6 @@ impl Back {
         let op = self.engine.applied();
         assert!(at_least <= op);
         let answer = self.engine.query(query);
-        self.outputs.push_back(ToFront::Queried { token, op, answer });
+        self.outputs.push_back(BackOutput::Front(ToFront::Queried { token, op, answer }));
     }
 }

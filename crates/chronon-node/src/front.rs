@@ -6,12 +6,12 @@ use core::time::Duration;
 
 use chronon_kernel::{Answer, Batch, Busy, Consistency, NotExecuted, Request, RequestResult};
 use chronon_vsr::{
-    Applied, BODY_SIZE_MAX, Checksum, Durable, Entry, Event, Input, Instant, Message, Mutation, NotProposed,
-    NotReadable, Now, Op, OpRef, Options, Output, ReadNumber, Recipients, Recovered, Replica, ReplicaId,
-    Role, RoundConfirmed, Stamp, Status, Write,
+    Applied, BODY_SIZE_MAX, Checkpoint, Checksum, Durable, Entry, Event, Input, Instant, Message, Mutation,
+    NotProposed, NotReadable, Now, Op, OpRef, Options, Output, ReadNumber, Recipients, Recovered, Replica,
+    ReplicaId, Role, RoundConfirmed, Stamp, Status, Write,
 };
 
-use crate::{ToBack, ToFront};
+use crate::{ToBack, ToFront, VaultReport, VaultTask};
 
 /// Names a submission or query between the driver and Front. Drawn by the driver, never used twice in one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -81,6 +81,8 @@ pub enum FrontInput {
     },
     /// Back did something.
     Back(ToFront),
+    /// The store of chunks did something.
+    Vault(VaultReport),
     /// Give the primacy up, if this is the primary.
     StepDown,
 }
@@ -94,6 +96,8 @@ pub enum FrontOutput {
     Persist(Write),
     /// Hand this to Back.
     Back(ToBack),
+    /// Ask this of the store of chunks.
+    Vault(VaultTask),
     /// Answer a submission or a query.
     Answer(Token, Answer),
     /// A read round was confirmed: open the gate.
@@ -152,8 +156,11 @@ pub struct Front {
     proposals: BTreeMap<Op, Vec<Proposal>>,
     /// Committed, and waiting for Back.
     executing: BTreeMap<Op, Vec<Slot>>,
-    /// Committed entries that Back has no room for yet. They are shared with the log, which bounds them.
-    commits: VecDeque<Entry>,
+    /// Committed entries that Back has no room for yet, and freezes among them. They are shared with the log, which
+    /// bounds them.
+    commits: VecDeque<Step>,
+    /// The op of a checkpoint that Back was told to go on from, and has not.
+    installing: Option<Op>,
     /// The newest op handed to Back.
     handed: Op,
     /// Whoever still waits for an answer. A token that is not here has had its answer.
@@ -162,6 +169,13 @@ pub struct Front {
     reads: Reads,
     outputs: VecDeque<FrontOutput>,
     now: Now,
+}
+
+/// What Back is to do next, in the log's order.
+#[derive(Debug)]
+enum Step {
+    Commit(Entry),
+    Freeze(OpRef),
 }
 
 /// A request that waits to be prepared.
@@ -221,20 +235,20 @@ struct PendingQuery {
 impl Front {
     /// Front as the data directory left it. Drain its outputs before anything else.
     pub fn open(options: Options, limits: FrontLimits, recovered: Recovered, now: Now) -> Front {
-        let checkpoint = recovered.state.checkpoint.entry.op;
         let replica = Replica::open(options, recovered, now);
         let role = replica.role();
         Front {
             limits,
             role,
             replica,
-            applied: checkpoint,
+            applied: Op::ROOT,
             queue: VecDeque::new(),
             queue_bytes: 0,
             proposals: BTreeMap::new(),
             executing: BTreeMap::new(),
             commits: VecDeque::new(),
-            handed: checkpoint,
+            installing: None,
+            handed: Op::ROOT,
             waiting: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             reads: Reads::default(),
@@ -260,6 +274,8 @@ impl Front {
                 self.on_query(token, query, consistency, deadline);
             }
             FrontInput::Back(ToFront::Executed { applied, results }) => self.on_executed(applied, results),
+            FrontInput::Back(ToFront::Installed { applied }) => self.on_installed(applied),
+            FrontInput::Vault(report) => self.on_vault(report),
             FrontInput::Back(ToFront::Queried { token, op, answer }) => {
                 let answer = match answer {
                     Ok(answer) => Answer::Answered { op: op.value(), answer },
@@ -462,17 +478,29 @@ impl Front {
                 }
             }
         }
-        self.commits.push_back(entry);
+        self.commits.push_back(Step::Commit(entry));
     }
 
     /// Gives Back what it has room for: commits in order, then the queries that waited for them.
     fn hand_over(&mut self) {
+        if self.installing.is_some() {
+            return;
+        }
         while self.handed.since(self.applied) < self.limits.behind_ops_max
-            && let Some(entry) = self.commits.pop_front()
+            && let Some(step) = self.commits.pop_front()
         {
-            assert!(entry.op() == self.handed.next());
-            self.handed = entry.op();
-            self.outputs.push_back(FrontOutput::Back(ToBack::Commit(entry)));
+            let work = match step {
+                Step::Commit(entry) => {
+                    assert!(entry.op() == self.handed.next());
+                    self.handed = entry.op();
+                    ToBack::Commit(entry)
+                }
+                Step::Freeze(entry) => {
+                    assert!(entry.op == self.handed);
+                    ToBack::Freeze(entry)
+                }
+            };
+            self.outputs.push_back(FrontOutput::Back(work));
         }
         while let Some(held) = self.reads.held.first_entry()
             && *held.key() <= self.handed
@@ -498,6 +526,47 @@ impl Front {
             self.answer(slot.token, answer);
         }
         self.replica.handle(self.now, Input::Applied(applied));
+    }
+
+    // Checkpoints
+
+    /// The log goes on from a state that a peer's checkpoint, or the own one of an earlier run, holds. What was
+    /// prepared here and lies below it was decided without this replica hearing how: a repeat finds the stored reply.
+    fn on_install(&mut self, checkpoint: Checkpoint) {
+        let op = checkpoint.entry.op;
+        // Back answers for what it was handed before.
+        self.commits.clear();
+        let above = self.proposals.split_off(&op.next());
+        let skipped = core::mem::replace(&mut self.proposals, above).into_values().flatten();
+        let mut slots: Vec<Slot> = skipped.flat_map(|proposal| proposal.slots).collect();
+        slots.extend(self.executing.split_off(&self.handed.next()).into_values().flatten());
+        for slot in slots {
+            self.answer(slot.token, Answer::Indeterminate);
+        }
+        self.installing = Some(op);
+        self.handed = self.handed.max(op);
+        self.outputs.push_back(FrontOutput::Back(ToBack::Install(checkpoint)));
+    }
+
+    fn on_installed(&mut self, applied: Applied) {
+        // A newer one may have been handed over since.
+        if self.installing != Some(applied.op) {
+            return;
+        }
+        self.installing = None;
+        self.applied = applied.op;
+        self.replica.handle(self.now, Input::Applied(applied));
+    }
+
+    fn on_vault(&mut self, report: VaultReport) {
+        let input = match report {
+            VaultReport::Frozen { entry, digest, root } => Input::Frozen { entry, digest, root },
+            VaultReport::Missing { root, ids } => Input::ChunksMissing { root, ids },
+            VaultReport::Held { root } => Input::ChunksHeld { root },
+            VaultReport::Stored { root, id } => Input::ChunkStored { root, id },
+            VaultReport::Read { to, id, bytes } => Input::ChunkRead { to, id, bytes },
+        };
+        self.replica.handle(self.now, input);
     }
 
     // Queries
@@ -554,6 +623,11 @@ impl Front {
             Output::Send(to, message) => self.outputs.push_back(FrontOutput::Send(to, message)),
             Output::Persist(write) => self.outputs.push_back(FrontOutput::Persist(write)),
             Output::Commit(entry) => self.on_commit(entry),
+            Output::Freeze(entry) => self.commits.push_back(Step::Freeze(entry)),
+            Output::Install(checkpoint) => self.on_install(checkpoint),
+            Output::Fetch(checkpoint) => self.ask_vault(VaultTask::Fetch(checkpoint)),
+            Output::StoreChunk { root, id, bytes } => self.ask_vault(VaultTask::Store { root, id, bytes }),
+            Output::ReadChunk { to, id } => self.ask_vault(VaultTask::Read { to, id }),
             Output::Role(role) => self.on_role(role),
             Output::ReadIndex { read, index } => {
                 let queries = self.reads.rounds.remove(&read).unwrap_or_default();
@@ -573,6 +647,10 @@ impl Front {
             Output::Event(event) => self.outputs.push_back(FrontOutput::Event(event)),
             Output::Wait(_) => unreachable!("the caller handles it"),
         }
+    }
+
+    fn ask_vault(&mut self, task: VaultTask) {
+        self.outputs.push_back(FrontOutput::Vault(task));
     }
 
     fn on_role(&mut self, role: Role) {

@@ -18,20 +18,26 @@ extern crate alloc;
 mod back;
 mod front;
 mod gate;
+mod vault;
 
 pub use back::{Back, BackInput, BackOutput};
 pub use front::{Front, FrontInput, FrontLimits, FrontOutput, FrontStatus, Token};
 pub use gate::Gate;
+pub use vault::{VaultReport, VaultTask};
 
 use alloc::vec::Vec;
 use chronon_kernel::{QueryError, RequestResult};
-use chronon_vsr::{Applied, Entry, Op, Stamp};
+use chronon_vsr::{Applied, Checkpoint, Entry, Op, OpRef, Stamp};
 
 /// What Front hands to Back. Bounded: the driver lets Front work only while there is room.
 #[derive(Clone, Debug)]
 pub enum ToBack {
     /// Execute this entry.
     Commit(Entry),
+    /// Freeze the state behind this op, which was the last to be handed over.
+    Freeze(OpRef),
+    /// Go on from this checkpoint's state. Nothing else that needs a state is handed over before it is there.
+    Install(Checkpoint),
     /// Answer this query: the commits up to `at_least` were handed over before it.
     Query {
         /// Whose.
@@ -54,6 +60,11 @@ pub enum ToFront {
         applied: Applied,
         /// One result a request.
         results: Vec<RequestResult>,
+    },
+    /// The state of a checkpoint has taken the place of the old one.
+    Installed {
+        /// Its op, and the digest after it.
+        applied: Applied,
     },
     /// A query was answered.
     Queried {

@@ -7,10 +7,13 @@ use chronon_kernel::{
     Answer, Batch, Busy, Consistency, NotExecuted, Origin, Request, RequestId, RequestNumber, RequestResult,
     SessionId,
 };
-use chronon_node::{Front, FrontInput, FrontLimits, FrontOutput, ToBack, ToFront, Token};
+use chronon_node::{
+    Front, FrontInput, FrontLimits, FrontOutput, ToBack, ToFront, Token, VaultReport, VaultTask,
+};
 use chronon_vsr::{
-    Applied, ClusterId, Digest, DiskId, Durable, Entry, Epoch, Incarnation, Instant, Member, Membership,
-    Mutations, Now, Op, Options, Recovered, Release, ReplicaId, Ring, Timestamp, Timing, VsrState, Write,
+    Applied, Checkpoint, Checksum, ClusterId, Digest, DiskId, Durable, Entry, Epoch, Incarnation, Instant,
+    Member, Membership, Mutations, Now, Op, OpRef, Options, Recovered, Release, ReplicaId, Ring, Timestamp,
+    Timing, VsrState, Write,
 };
 
 /// Front and everything around it.
@@ -22,31 +25,46 @@ struct Bench {
     answers: Vec<(Token, Answer)>,
     ops: Vec<Entry>,
     disk: Vec<Durable>,
+    /// What was asked of the vault.
+    vault: Vec<VaultTask>,
+    /// States that Back was told to freeze, and checkpoints that it was told to go on from.
+    frozen: Vec<OpRef>,
+    installs: Vec<Checkpoint>,
     disk_works: bool,
     back_works: bool,
 }
 
 impl Bench {
     fn new(voters: u8, limits: FrontLimits) -> Bench {
+        Bench::from(voters, limits, None, Ring::DEFAULT)
+    }
+
+    /// Begins from this checkpoint, if there is one.
+    fn from(voters: u8, limits: FrontLimits, checkpoint: Option<Checkpoint>, ring: Ring) -> Bench {
         let cluster = ClusterId::new(7);
         let member = |id| Member { replica: ReplicaId::new(id), disk: DiskId::new(u128::from(id) + 100) };
         let membership =
             Membership { epoch: Epoch::new(0), voters: (0..voters).map(member).collect(), learners: vec![] };
         let root = membership.root(cluster, 9);
+        let mut state = VsrState::format(membership, root);
+        if let Some(checkpoint) = checkpoint {
+            state.checkpoint = checkpoint;
+            state.commit_max = checkpoint.entry;
+        }
         let recovered = Recovered {
             cluster,
             lineage: 9,
             replica: ReplicaId::new(0),
             disk: DiskId::new(100),
             incarnation: Incarnation::new(1),
-            state: VsrState::format(membership, root),
+            state,
             entries: vec![],
             scan_complete: true,
             uncertain_from: None,
         };
         let options = Options {
             timing: Timing::default(),
-            ring: Ring::DEFAULT,
+            ring,
             release: Release::new(1),
             seed: 1,
             mutations: Mutations::NONE,
@@ -60,6 +78,9 @@ impl Bench {
             answers: vec![],
             ops: vec![],
             disk: vec![],
+            vault: vec![],
+            frozen: vec![],
+            installs: vec![],
             disk_works: true,
             back_works: true,
         };
@@ -108,6 +129,7 @@ impl Bench {
                     self.disk.push(Durable::Superblock(number));
                 }
                 FrontOutput::Back(work) => self.back.push_back(work),
+                FrontOutput::Vault(task) => self.vault.push(task),
                 FrontOutput::Answer(token, answer) => self.answers.push((token, answer)),
                 FrontOutput::Send(..)
                 | FrontOutput::GateConfirmed(_)
@@ -131,6 +153,8 @@ impl Bench {
                 assert!(at_least <= op, "Back has executed what the query waits for");
                 self.input(FrontInput::Back(ToFront::Queried { token, op, answer: Ok(query) }));
             }
+            ToBack::Freeze(entry) => self.frozen.push(entry),
+            ToBack::Install(checkpoint) => self.installs.push(checkpoint),
             ToBack::Serving(_) => {}
         }
     }
@@ -316,4 +340,70 @@ fn a_query_for_an_op_that_never_comes_expires() {
     bench.run();
     bench.pass(Duration::from_millis(60));
     assert_eq!(bench.answer(1), Some(&Answer::NotExecuted(NotExecuted::Expired)));
+}
+
+fn checkpoint_at(op: u64) -> Checkpoint {
+    Checkpoint {
+        entry: OpRef { op: Op::new(op), checksum: Checksum::of(b"entry") },
+        end: op * chronon_vsr::charge(100),
+        timestamp: Timestamp::from_nanos(500),
+        digest: Digest(5),
+        release: Release::new(1),
+        root: Some(Checksum::of_chunk(b"list")),
+    }
+}
+
+/// Every due checkpoint is frozen right behind its op, and the next one waits until this one is durable.
+#[test]
+fn a_state_is_frozen_right_behind_its_op_and_the_log_goes_on_once_it_is_durable() {
+    let ring = Ring::new(chronon_vsr::charge(1000) * 16, 1000).unwrap();
+    let mut bench = Bench::from(1, FrontLimits::default(), None, ring);
+    let mut token = 0;
+    while bench.ops.len() < 100 {
+        token += 1;
+        bench.submit(token, command(100));
+        bench.run();
+        bench.pass(Duration::from_millis(1));
+        bench.run();
+        if let Some(entry) = bench.frozen.pop() {
+            assert_eq!(bench.ops.last().map(Entry::op), Some(entry.op));
+            let offset = bench.ops.last().unwrap().header().offset;
+            assert!(ring.is_checkpoint(offset, bench.ops.last().unwrap().header().end()));
+            let (digest, root) = (Digest(entry.op.value()), Checksum::of_chunk(b"list"));
+            bench.input(FrontInput::Vault(VaultReport::Frozen { entry, digest, root }));
+            bench.run();
+            assert_eq!(bench.front.replica().checkpoint().entry, entry);
+        }
+    }
+    assert!(bench.frozen.is_empty());
+    assert!(bench.answers.iter().all(|(_, answer)| matches!(answer, Answer::Decided(_))));
+}
+
+/// Nothing reaches Back before the state is there that it would be executed on.
+#[test]
+fn a_start_from_a_checkpoint_hands_nothing_over_before_its_state_is_there() {
+    let checkpoint = checkpoint_at(9);
+    let mut bench = Bench::from(1, FrontLimits::default(), Some(checkpoint), Ring::DEFAULT);
+    assert_eq!(bench.installs, [checkpoint]);
+    let deadline = bench.now.monotonic + Duration::from_secs(5);
+    let (query, consistency) = (b"q".to_vec(), Consistency::Local);
+    bench.input(FrontInput::Query { token: Token(1), query, consistency, deadline });
+    bench.submit(2, command(100));
+    bench.run();
+    assert!(bench.ops.is_empty());
+    assert!(bench.answers.is_empty());
+
+    // A chunk is damaged, and is looked for where there is nobody to ask; then it is there after all.
+    let root = checkpoint.root.unwrap();
+    bench.input(FrontInput::Vault(VaultReport::Missing { root, ids: vec![root] }));
+    bench.run();
+    bench.input(FrontInput::Vault(VaultReport::Held { root }));
+    bench.run();
+    assert_eq!(bench.installs, [checkpoint, checkpoint]);
+
+    let applied = Applied { op: checkpoint.entry.op, digest: checkpoint.digest };
+    bench.input(FrontInput::Back(ToFront::Installed { applied }));
+    bench.run();
+    assert_eq!(bench.ops.iter().map(Entry::op).collect::<Vec<_>>(), [Op::new(10)]);
+    assert_eq!(bench.answers.len(), 2);
 }

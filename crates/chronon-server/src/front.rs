@@ -12,7 +12,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chronon_kernel::{Answer, Busy, Consistency, Engine, NotExecuted};
-use chronon_node::{Front, FrontInput, FrontOutput, FrontStatus, Gate, ToBack, ToFront, Token};
+use chronon_node::{
+    Front, FrontInput, FrontOutput, FrontStatus, Gate, ToBack, ToFront, Token, VaultReport, VaultTask,
+};
 use chronon_vsr::{
     ClusterId, Durable, Event, Instant, Message, Op, Payload, ReplicaId, Role, Status, Write, WriteNumber,
 };
@@ -339,6 +341,12 @@ impl FrontThread {
                     front.handle(self.clock.now(), FrontInput::Back(queried));
                 }
                 FrontOutput::Back(to_back) => self.back.push(BackMessage::Front(to_back)),
+                // TODO(#4): a vault thread. Until it is there this replica takes and serves no checkpoints.
+                FrontOutput::Vault(VaultTask::Read { to, id }) => {
+                    let report = VaultReport::Read { to, id, bytes: None };
+                    front.handle(self.clock.now(), FrontInput::Vault(report));
+                }
+                FrontOutput::Vault(VaultTask::Fetch(_) | VaultTask::Store { .. }) => {}
                 FrontOutput::Answer(token, answer) => self.answer(token, answer),
                 FrontOutput::GateConfirmed(round) => {
                     self.gate.lock().unwrap_or_else(PoisonError::into_inner).confirm(round);
@@ -399,6 +407,9 @@ impl FrontThread {
             Event::Abdicated { stamp, why } => {
                 self.counters.abdications.add();
                 warn!(%stamp, ?why, "gave the primacy up");
+            }
+            Event::CheckpointMismatch { op, peer } => {
+                error!(%op, %peer, "replicas disagree about a checkpoint");
             }
             Event::DigestMismatch { op, peer } => error!(%op, %peer, "replicas disagree about the state"),
             Event::ClockDegraded => warn!("no majority of clocks agrees"),

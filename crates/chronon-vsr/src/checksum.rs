@@ -13,6 +13,9 @@ pub const CHUNK_LIST_SIZE_MAX: usize = 1024 * 1024;
 pub struct Checksum([u8; 16]);
 
 impl Checksum {
+    /// Below every other checksum: to find the first of an op among many.
+    pub(crate) const LEAST: Checksum = Checksum([0; 16]);
+
     /// The checksum of some bytes.
     pub fn of(bytes: &[u8]) -> Checksum {
         Checksum::cut(blake3::hash(bytes))

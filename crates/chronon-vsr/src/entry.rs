@@ -46,6 +46,11 @@ impl EntryHeader {
         OpRef { op: self.op, checksum: self.checksum() }
     }
 
+    /// Where its ring charge ends, and the next entry's begins.
+    pub fn end(&self) -> u64 {
+        self.offset.saturating_add(crate::charge(self.body_size))
+    }
+
     /// Checksum, then the fields, then zeros.
     pub fn encode(&self) -> [u8; ENTRY_HEADER_SIZE] {
         let fields = self.fields();

@@ -22,6 +22,16 @@ pub enum Event {
     FirstCommitReached { stamp: Stamp, op: Op },
     /// An entry that was missing or damaged here came from a peer.
     EntryRepaired { entry: OpRef, from: ReplicaId },
+    /// This replica's checkpoint of this op is durable.
+    CheckpointDurable { op: Op },
+    /// Chunks of this replica's checkpoint are damaged: peers are asked for them.
+    CheckpointDamaged { op: Op },
+    /// Replicas disagree about the checkpoint of this op.
+    CheckpointMismatch { op: Op, peer: ReplicaId },
+    /// The log can't bring this replica on any more: it fetches the state of this op.
+    SyncStarted { op: Op },
+    /// It goes on from a peer's checkpoint of this op.
+    Synced { op: Op },
     /// A message could not be used.
     MessageDropped { from: ReplicaId, command: Command, why: DropReason },
     /// This op can be neither kept nor given up: too many copies are damaged.

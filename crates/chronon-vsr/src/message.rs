@@ -7,12 +7,12 @@ mod tests;
 use alloc::vec::Vec;
 
 use crate::{
-    Applied, BODY_SIZE_MAX, ClusterId, DiskId, ENTRY_HEADER_SIZE, Entry, EntryHeader, Incarnation, Instant,
-    LogStamp, Op, OpRef, Release, ReplicaId, Stamp, Timestamp,
+    Applied, BODY_SIZE_MAX, Checkpoint, Checksum, ClusterId, DiskId, ENTRY_HEADER_SIZE, Entry, EntryHeader,
+    Incarnation, Instant, LogStamp, Op, OpRef, Release, ReplicaId, Stamp, Timestamp,
 };
 
 /// The version of this protocol. A newer one under good checksums is dropped and counted, not an error.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// Bytes of every message's header.
 pub const MESSAGE_HEADER_SIZE: usize = 256;
@@ -108,7 +108,7 @@ pub enum Payload {
         /// The newest op known committed.
         commit_max: OpRef,
         /// The primary's durable checkpoint.
-        checkpoint: OpRef,
+        checkpoint: Checkpoint,
         /// Headers from commit_max to the head now, both included.
         suffix: Vec<EntryHeader>,
         /// The GetView that this answers; 0 when it answers none.
@@ -179,6 +179,23 @@ pub enum Payload {
         /// At most [`BODY_SIZE_MAX`] bytes.
         body: Vec<u8>,
     },
+    /// Any → any: send this chunk of a checkpoint, or a checkpoint's list of chunks.
+    GetChunk {
+        /// The chunk.
+        id: Checksum,
+    },
+    /// The answer when the sender has it.
+    Chunk {
+        /// The chunk; `Checksum::of_chunk` of the bytes, which the decoder verifies.
+        id: Checksum,
+        /// At most [`crate::CHUNK_LIST_SIZE_MAX`].
+        bytes: Vec<u8>,
+    },
+    /// The answer when the sender does not have it.
+    MissingChunk {
+        /// The chunk that was asked for.
+        id: Checksum,
+    },
 }
 
 /// Who a replica is and what it has made durable: lets peers notice a disk that was lost or restored (§7).
@@ -188,8 +205,8 @@ pub struct Identity {
     pub disk: DiskId,
     /// The highest op that it ever acked, as far as it knows.
     pub acked: Op,
-    /// Its durable checkpoint.
-    pub checkpoint: Op,
+    /// Its durable checkpoint: what it can serve the chunks of.
+    pub checkpoint: Checkpoint,
     /// The newest release that it can run.
     pub release: Release,
     /// The op that it is busy with in a view change: a sign of progress. [`Op::ROOT`] when it is not.
@@ -228,6 +245,9 @@ pub enum Command {
     ReadIndex = 16,
     ReadIndexOk = 17,
     Forward = 18,
+    GetChunk = 19,
+    Chunk = 20,
+    MissingChunk = 21,
 }
 
 /// Why bytes are no message.
@@ -274,6 +294,9 @@ impl Payload {
             Payload::ReadIndex { .. } => Command::ReadIndex,
             Payload::ReadIndexOk { .. } => Command::ReadIndexOk,
             Payload::Forward { .. } => Command::Forward,
+            Payload::GetChunk { .. } => Command::GetChunk,
+            Payload::Chunk { .. } => Command::Chunk,
+            Payload::MissingChunk { .. } => Command::MissingChunk,
         }
     }
 }

@@ -57,6 +57,16 @@ pub enum Mutation {
     NotExecutedAfterTruncation,
     /// A negative outcome of an old stamp counts.
     NegativeOutcomeFromOldStamp,
+    /// The ring lets go of what the replica's own checkpoint does not cover.
+    RecycleWithoutOwnCheckpoint,
+    /// The ring lets go of what only the replica's own checkpoint covers.
+    RecycleWithoutCommitRule,
+    /// A checkpoint that is due while another is being written is left out.
+    SkipDueCheckpoint,
+    /// A replica acks while it fetches a state.
+    AckWhileSyncing,
+    /// The superblock names a checkpoint before its chunks are here.
+    SuperblockBeforeChunks,
     /// The session table is missing after a restart.
     ForgetSessions,
     /// The session table is missing in what a checkpoint restores.

@@ -5,6 +5,7 @@
 //! waits in a queue for a flush: what needs one is looked at again when the flush is reported, and then speaks for
 //! the state of that moment. So no message of a stamp leaves after the replica decided on a later one (I17).
 
+mod checkpoints;
 mod log;
 mod normal;
 mod peers;
@@ -23,11 +24,12 @@ use core::time::Duration;
 use crate::clock::Clock;
 use crate::event::DropReason;
 use crate::{
-    ClusterId, DiskId, Durable, Entry, Event, Incarnation, Instant, LogStamp, Membership, Message, Mutation,
-    Mutations, Now, Op, OpRef, Payload, Prng, Quorums, ReplicaId, Ring, Stamp, VsrState, Write, WriteNumber,
-    charge,
+    Checkpoint, Checksum, ClusterId, DiskId, Durable, Entry, Event, Incarnation, Instant, LogStamp,
+    Membership, Message, Mutation, Mutations, Now, Op, OpRef, Payload, Prng, Quorums, ReplicaId, Ring, Stamp,
+    VsrState, Write, WriteNumber, charge,
 };
 
+use checkpoints::Checkpoints;
 use log::Log;
 use normal::Following;
 use peers::Peers;
@@ -102,8 +104,46 @@ pub enum Input {
     /// The age of storage's oldest outstanding write; zero when there is none. Told on every change of health and
     /// at least every 100 ms while a write is outstanding.
     DiskAge(Duration),
-    /// The layer above has executed everything up to here.
+    /// The layer above has executed everything up to here, or holds the state of an installed checkpoint.
     Applied(Applied),
+    /// Every chunk of a frozen state, and their list, is durable.
+    Frozen {
+        /// The op behind which it was frozen.
+        entry: OpRef,
+        /// The chained digest after that op.
+        digest: Digest,
+        /// Names the list of its chunks.
+        root: Checksum,
+    },
+    /// These chunks of a checkpoint are missing or damaged, at most 64 of them; only the root while the list itself
+    /// is. Answers [`Output::Fetch`] or [`Output::Install`], or is what a scrub found.
+    ChunksMissing {
+        /// The checkpoint's root.
+        root: Checksum,
+        /// The chunks.
+        ids: Vec<Checksum>,
+    },
+    /// Every chunk of this checkpoint is durable. Answers [`Output::Fetch`].
+    ChunksHeld {
+        /// The checkpoint's root.
+        root: Checksum,
+    },
+    /// Storage keeps a chunk. Answers [`Output::StoreChunk`].
+    ChunkStored {
+        /// The root of the checkpoint that it was fetched for.
+        root: Checksum,
+        /// The chunk.
+        id: Checksum,
+    },
+    /// Answers [`Output::ReadChunk`].
+    ChunkRead {
+        /// Who asked.
+        to: ReplicaId,
+        /// The chunk.
+        id: Checksum,
+        /// Its bytes, verified; none when it is not here or damaged.
+        bytes: Option<Vec<u8>>,
+    },
     /// The connection to a peer was reset and a new one was refused or unanswered: the process is probably gone.
     PeerUnreachable(ReplicaId),
     /// Carry opaque bytes to the primary (to itself when this is the primary).
@@ -121,6 +161,30 @@ pub enum Output {
     Persist(Write),
     /// Execute this entry: it is committed. In op order, each once.
     Commit(Entry),
+    /// Freeze the state behind this op, which was the last to be committed, and make it durable as chunks. In one
+    /// order with Commit; answered by [`Input::Frozen`].
+    Freeze(OpRef),
+    /// Go on from this checkpoint's state: everything after is executed on top of it. In one order with Commit;
+    /// answered by [`Input::Applied`] or [`Input::ChunksMissing`], and nothing is committed before that.
+    Install(Checkpoint),
+    /// Say which chunks of this checkpoint are missing: [`Input::ChunksMissing`] or [`Input::ChunksHeld`].
+    Fetch(Checkpoint),
+    /// Keep this chunk for the checkpoint of this root. Answered by [`Input::ChunkStored`].
+    StoreChunk {
+        /// The checkpoint's root.
+        root: Checksum,
+        /// The chunk.
+        id: Checksum,
+        /// Its bytes, verified.
+        bytes: Vec<u8>,
+    },
+    /// Read and verify a chunk for a peer. Answered by [`Input::ChunkRead`].
+    ReadChunk {
+        /// Who asked.
+        to: ReplicaId,
+        /// The chunk.
+        id: Checksum,
+    },
     /// This replica's part has changed.
     Role(Role),
     /// A read that was asked for may be executed once `index` is applied.
@@ -286,6 +350,7 @@ pub struct Replica {
     mismatched: BTreeSet<ReplicaId>,
     disk_age: DiskAge,
 
+    checkpoints: Checkpoints,
     peers: Peers,
     repairs: Repairs,
     reads: RemoteReads,
@@ -315,6 +380,8 @@ struct Wal {
     asked: WriteNumber,
     writing: BTreeMap<WriteNumber, Entry>,
     writing_bytes: u64,
+    /// The ring had no room for an entry: it is written when something was let go of.
+    refused: bool,
     /// The next op above the suffix's head to append: those go in op order.
     next: Op,
     /// Every entry above the suffix's head up to here is durable.
@@ -362,6 +429,11 @@ impl Replica {
             Input::Durable(durable) => self.on_durable(durable),
             Input::DiskAge(age) => self.disk_age = DiskAge { told: age, at: self.now.monotonic },
             Input::Applied(applied) => self.on_applied(applied),
+            Input::Frozen { entry, digest, root } => self.on_frozen(entry, digest, root),
+            Input::ChunksMissing { root, ids } => self.on_chunks_missing(root, ids),
+            Input::ChunksHeld { root } => self.on_chunks_held(root),
+            Input::ChunkStored { root, id } => self.on_chunk_stored(root, id),
+            Input::ChunkRead { to, id, bytes } => self.on_chunk_read(to, id, bytes),
             Input::PeerUnreachable(peer) => self.on_peer_unreachable(peer),
             Input::Forward(body) => self.on_forward(body),
             Input::StepDown => self.abdicate(crate::event::Abdication::Asked),
@@ -396,8 +468,8 @@ impl Replica {
         if crate::BODY_SIZE_MAX < body_size || ring.charge_max < charge(size) {
             return Err(NotProposed::TooLarge);
         }
-        // What the ack rule (§8) would forbid us to vote for is not even prepared. The checkpoint is the root.
-        if ring.checkpoint_interval + ring.slack < self.log.end_offset().saturating_add(charge(size)) {
+        // What the ack rule (§8) would forbid us to vote for is not even prepared.
+        if self.ack_limit() < self.log.end_offset().saturating_add(charge(size)) {
             return Err(NotProposed::LogFull);
         }
         if crate::PIPELINE_MAX <= self.log.head().op.since(self.log.committed().op) {
@@ -470,6 +542,21 @@ impl Replica {
         self.committed_out
     }
 
+    /// Its newest durable checkpoint.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        self.log.checkpoint()
+    }
+
+    /// The lowest op that its log still holds.
+    pub fn log_start(&self) -> Op {
+        self.log.start()
+    }
+
+    /// Whether it is fetching a state to go on from.
+    pub fn is_fetching_state(&self) -> bool {
+        self.is_syncing()
+    }
+
     /// The entry that stands at an op of its log, while its body is here: for inspection and for checkers.
     pub fn entry(&self, op: Op) -> Option<&Entry> {
         self.log.entry(op)
@@ -533,9 +620,11 @@ impl Replica {
                 break;
             }
         }
+        self.recycle();
         self.append_in_order();
         self.execute();
         self.request_repairs();
+        self.advance_transfer();
     }
 
     fn timers(&mut self) {
@@ -561,6 +650,7 @@ impl Replica {
         part.min(self.peers.ping_at)
             .min(self.leaving_deadline())
             .min(self.repairs.deadline())
+            .min(self.checkpoints.deadline())
             .min(self.reads.deadline())
     }
 
@@ -600,17 +690,26 @@ impl Replica {
 
     /// Asks for a superblock of the state as it is now. Messages of this stamp wait for it.
     fn persist(&mut self) {
+        let number = self.next_superblock();
+        self.superblock.promise = number;
+        self.suffix_head = self.log.head().op;
+        self.wal.next = self.suffix_head.next();
+        self.wal.through = self.suffix_head;
+        self.write_superblock(number);
+    }
+
+    fn next_superblock(&mut self) -> WriteNumber {
         let number = self.superblock.asked.next();
         self.superblock.asked = number;
-        self.superblock.promise = number;
         if self.superblock.stamps.len() == SUPERBLOCKS_TRACKED_MAX {
             // Forgetting the newest but one only means to learn of its stamp with the next.
             self.superblock.stamps.pop_back();
         }
         self.superblock.stamps.push_back((number, self.stamp));
-        self.suffix_head = self.log.head().op;
-        self.wal.next = self.suffix_head.next();
-        self.wal.through = self.suffix_head;
+        number
+    }
+
+    fn write_superblock(&mut self, number: WriteNumber) {
         let state = VsrState {
             membership: self.membership.clone(),
             stamp: self.stamp,
@@ -619,7 +718,7 @@ impl Replica {
             faulty: self.log.faulty_uncommitted(),
             uncertain_from: self.uncertain_from,
             commit_max: self.log.committed(),
-            checkpoint: crate::Checkpoint::genesis(self.log.root()),
+            checkpoint: self.checkpoints.asked().unwrap_or(*self.log.checkpoint()),
             peers: self.peers.memories(),
         };
         self.outputs.push_back(Output::Persist(Write::Superblock { number, state }));
@@ -636,16 +735,16 @@ impl Replica {
         if self.log.on_disk(op) != log::OnDisk::No {
             return;
         }
+        if !self.has_room(entry.header().end()) {
+            self.wal.refused = true;
+            return;
+        }
         let number = self.wal.asked.next();
         self.wal.asked = number;
         self.wal.writing_bytes += charge(entry.header().body_size);
         self.wal.writing.insert(number, entry.clone());
         self.log.writing(entry.op_ref(), number);
-        self.outputs.push_back(Output::Persist(Write::Append {
-            number,
-            entry,
-            keep_from: self.log.root().op,
-        }));
+        self.outputs.push_back(Output::Persist(Write::Append { number, entry, keep_from: self.keep_from() }));
     }
 
     /// Above the suffix's head entries are written in op order: an acked op above a gap would be dead after a
@@ -654,7 +753,9 @@ impl Replica {
         if !matches!(self.part, Part::Leading(_) | Part::Following(_)) {
             return;
         }
-        while self.wal.next <= self.log.head().op && self.log.entry(self.wal.next).is_some() {
+        while self.wal.next <= self.log.head().op
+            && self.log.entry(self.wal.next).is_some_and(|entry| self.has_room(entry.header().end()))
+        {
             self.append(self.wal.next);
             self.wal.next = self.wal.next.next();
         }
@@ -688,22 +789,37 @@ impl Replica {
                     self.superblock.stamp = stamp;
                     self.superblock.stamps.pop_front();
                 }
+                self.note_checkpoint_durable();
             }
         }
     }
 
     // ---- execution ------------------------------------------------------------------------------------------
 
-    /// Hands out what is committed, here, and chained to a committed pair.
+    /// Hands out what is committed, here, and chained to a committed pair. A due checkpoint is never skipped: the
+    /// stream waits at the next one while one is being made durable (§8).
     fn execute(&mut self) {
+        if self.checkpoints.is_switching() {
+            return;
+        }
+        let skips = self.options.mutations.breaks(Mutation::SkipDueCheckpoint);
         let by_number = self.options.mutations.breaks(Mutation::ExecuteWithoutChain);
         let limit = if by_number { self.commit_max.op } else { self.log.executable() };
         while self.committed_out < limit && self.committed_out.since(self.applied.op) < EXECUTION_LAG_MAX {
             let next = self.committed_out.next();
             let entry = if by_number { self.log.any_at(next) } else { self.log.entry(next) };
             let Some(entry) = entry else { break };
+            let (offset, end) = (entry.header().offset, entry.header().end());
+            let is_due = self.options.ring.is_checkpoint(offset, end);
+            let is_busy = self.checkpoints.is_busy();
+            if is_due && is_busy && !skips {
+                break;
+            }
             self.outputs.push_back(Output::Commit(entry.clone()));
             self.committed_out = next;
+            if is_due && !is_busy && !by_number {
+                self.freeze(next);
+            }
         }
     }
 
@@ -712,6 +828,7 @@ impl Replica {
             return;
         }
         self.applied = applied;
+        self.note_installed(applied);
         self.digests.insert(applied.op, applied.digest);
         while DIGESTS_MAX < self.digests.len() {
             self.digests.pop_first();
@@ -769,7 +886,8 @@ impl Replica {
                 };
                 self.on_do_view_change(from, incarnation, stamp, vote);
             }
-            Payload::StartView { commit_max, checkpoint: _, suffix, nonce } => {
+            Payload::StartView { commit_max, checkpoint, suffix, nonce } => {
+                self.note_offer(from, checkpoint);
                 self.on_start_view(from, stamp, commit_max, suffix, nonce);
             }
             Payload::GetView { nonce } => self.on_get_view(from, nonce),
@@ -783,6 +901,9 @@ impl Replica {
             Payload::ReadIndex { nonce } => self.on_read_index(from, stamp, nonce),
             Payload::ReadIndexOk { nonce, index } => self.on_read_index_ok(nonce, index),
             Payload::Forward { body } => self.on_forwarded(body),
+            Payload::GetChunk { id } => self.on_get_chunk(from, id),
+            Payload::Chunk { id, bytes } => self.on_chunk(id, bytes),
+            Payload::MissingChunk { id } => self.on_missing_chunk(from, id),
             // Votes of those who have none.
             Payload::PrepareOk { .. }
             | Payload::CommitOk { .. }

@@ -35,6 +35,11 @@ impl Ring {
         Some(Ring { log, checkpoint_interval: half, slack: half, charge_max })
     }
 
+    /// Whether a checkpoint is due after an entry with this ring charge: a multiple of C lies in (offset, end].
+    pub const fn is_checkpoint(&self, offset: u64, end: u64) -> bool {
+        offset / self.checkpoint_interval < end / self.checkpoint_interval
+    }
+
     /// The ring a data directory gets unless told otherwise: 512 MiB.
     pub const DEFAULT: Ring = match Ring::new(512 * 1024 * 1024, BODY_SIZE_MAX as u32) {
         Some(ring) => ring,

@@ -1,5 +1,6 @@
 //! Whole clusters of real replicas in a small deterministic world: no story ends badly.
 
+#[allow(dead_code, reason = "each test file uses its part of the world")]
 mod world;
 
 use chronon_vsr::{

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use chronon_vsr::{
-    Applied, Checksum, ClusterId, Digest, DiskId, Durable, Epoch, Identity, Incarnation, Input, Instant,
-    LogStamp, Member, Membership, Message, Mutations, Now, Op, OpRef, Options, Output, Payload, Prng,
-    Quorums, Recovered, Release, Replica, ReplicaId, Ring, Stamp, SuffixBits, Timestamp, Timing, VsrState,
-    Write, WriteNumber,
+    Applied, Checkpoint, Checksum, ClusterId, Digest, DiskId, Durable, Epoch, Identity, Incarnation, Input,
+    Instant, LogStamp, Member, Membership, Message, Mutations, Now, Op, OpRef, Options, Output, Payload,
+    Prng, Quorums, Recovered, Release, Replica, ReplicaId, Ring, Stamp, SuffixBits, Timestamp, Timing,
+    VsrState, Write, WriteNumber,
 };
 
 const CLUSTER: ClusterId = ClusterId::new(3);
@@ -85,7 +85,7 @@ impl Primary {
             let identity = Identity {
                 disk: member(voter.value()).disk,
                 acked: Op::ROOT,
-                checkpoint: Op::ROOT,
+                checkpoint: Checkpoint::genesis(root),
                 release: Release::new(1),
                 busy: Op::ROOT,
             };

@@ -7,9 +7,9 @@ mod world;
 use std::sync::Arc;
 
 use chronon_vsr::{
-    Applied, Checksum, Digest, DiskId, Durable, Duration, Entry, EntryHeader, Identity, Incarnation, Input,
-    Instant, LogStamp, Message, Mutations, Now, Op, OpRef, Output, Payload, Prng, Release, Replica,
-    ReplicaId, Stamp, SuffixBits, Timestamp, View, Write, WriteNumber,
+    Applied, Checkpoint, Checksum, Digest, DiskId, Durable, Duration, Entry, EntryHeader, Identity,
+    Incarnation, Input, Instant, LogStamp, Message, Mutations, Now, Op, OpRef, Output, Payload, Prng,
+    Release, Replica, ReplicaId, Stamp, SuffixBits, Timestamp, View, Write, WriteNumber,
 };
 use world::{Cluster, Faults};
 
@@ -119,10 +119,25 @@ impl Madness<'_> {
         suffix
     }
 
+    fn chunk(&mut self) -> Checksum {
+        Checksum::of_chunk(&[self.prng.below(3) as u8])
+    }
+
+    fn checkpoint(&mut self) -> Checkpoint {
+        Checkpoint {
+            entry: self.op_ref(),
+            end: if self.prng.chance(1, 2) { self.prng.next_u64() } else { self.prng.below(1 << 24) },
+            timestamp: Timestamp::from_nanos(self.prng.next_u64()),
+            digest: Digest(self.prng.below(3)),
+            release: Release::new(1),
+            root: self.prng.chance(3, 4).then(|| self.chunk()),
+        }
+    }
+
     fn payload(&mut self) -> Payload {
         let applied = Applied { op: self.op(), digest: Digest(self.prng.below(3)) };
         let disk_age_us = self.prng.next_u64() as u32;
-        match self.prng.below(18) {
+        match self.prng.below(21) {
             0 => Payload::Prepare { commit_max: self.op_ref(), checkpoint: self.op(), entry: self.entry() },
             1 => Payload::PrepareOk { entry: self.op_ref(), applied, checkpoint: self.op() },
             2 => Payload::Commit {
@@ -158,7 +173,7 @@ impl Madness<'_> {
                 let commit_max = self.op_ref();
                 Payload::StartView {
                     commit_max,
-                    checkpoint: self.op_ref(),
+                    checkpoint: self.checkpoint(),
                     suffix: self.suffix(commit_max),
                     nonce: self.prng.below(2),
                 }
@@ -174,6 +189,12 @@ impl Madness<'_> {
             14 => Payload::Missing { entry: self.op_ref() },
             15 => Payload::ReadIndex { nonce: self.prng.below(3) },
             16 => Payload::ReadIndexOk { nonce: self.prng.below(3), index: self.op() },
+            17 => Payload::GetChunk { id: self.chunk() },
+            18 => Payload::MissingChunk { id: self.chunk() },
+            19 => {
+                let bytes = vec![self.prng.below(3) as u8];
+                Payload::Chunk { id: Checksum::of_chunk(&bytes), bytes }
+            }
             _ => Payload::Forward { body: vec![1, 2, 3] },
         }
     }
@@ -228,7 +249,7 @@ fn no_message_of_a_member_stops_a_replica_by_a_panic() {
                 let identity = Identity {
                     disk: DiskId::new(1000 + from as u128),
                     acked: Op::new(u64::MAX),
-                    checkpoint: Op::ROOT,
+                    checkpoint: Madness { prng: &mut prng, replica: &replica }.checkpoint(),
                     release: Release::new(1),
                     busy: Op::ROOT,
                 };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use chronon_node::{BackInput, BackOutput, FrontInput, FrontOutput, ToBack, ToFront};
+use chronon_node::{BackInput, BackOutput, FrontInput, FrontOutput, ToBack, ToFront, VaultReport, VaultTask};
 use chronon_vsr::Duration;
 
 use super::TICKS_IN_A_ROW_MAX;
@@ -136,10 +136,17 @@ impl World {
                         });
                         self.gate_watch.on_serving(self.now, *stamp);
                     }
-                    ToBack::Serving(None) | ToBack::Query { .. } => {}
+                    ToBack::Serving(None) | ToBack::Query { .. } | ToBack::Freeze(_) | ToBack::Install(_) => {
+                    }
                 }
                 self.give_back(at, BackInput::Front(to_back));
             }
+            // TODO(#4): the simulated vault. Its rings are large enough to do without.
+            FrontOutput::Vault(VaultTask::Read { to, id }) => {
+                let report = VaultReport::Read { to, id, bytes: None };
+                self.give_front(at, FrontInput::Vault(report));
+            }
+            FrontOutput::Vault(VaultTask::Fetch(_) | VaultTask::Store { .. }) => {}
             FrontOutput::Answer(token, answer) => {
                 let Some((client, call)) = self.process(at).tokens.remove(&token) else { return };
                 let delay = self.network.delay();
@@ -188,6 +195,7 @@ impl World {
                     }
                     self.give_front(at, FrontInput::Back(to_front));
                 }
+                BackOutput::Freeze(_) | BackOutput::Install(_) => {}
                 BackOutput::Start(attempt) => {
                     let executed = self.process(at).back.engine().applied();
                     let committed = self.commits.head();

@@ -12,8 +12,9 @@ use super::{
     PROTOCOL_VERSION, Payload, SuffixBits,
 };
 use crate::{
-    Applied, BODY_SIZE_MAX, Checksum, ClusterId, Digest, DiskId, ENTRY_HEADER_SIZE, Entry, EntryHeader,
-    Epoch, Incarnation, Instant, LogStamp, Op, OpRef, Release, ReplicaId, SUFFIX_MAX, Stamp, Timestamp, View,
+    Applied, BODY_SIZE_MAX, CHUNK_LIST_SIZE_MAX, CHUNK_SIZE_MAX, Checkpoint, Checksum, ClusterId, Digest,
+    DiskId, ENTRY_HEADER_SIZE, Entry, EntryHeader, Epoch, Incarnation, Instant, LogStamp, Op, OpRef, Release,
+    ReplicaId, SUFFIX_MAX, Stamp, Timestamp, View,
 };
 
 /// Where the header's own checksum ends, and what it covers begins.
@@ -26,6 +27,8 @@ const _: () = assert!(SUFFIX_MAX <= u16::BITS as usize, "SuffixBits has a bit fo
 const _: () = assert!(MESSAGE_SIZE_MAX <= u32::MAX as usize);
 const _: () = assert!(MESSAGE_HEADER_SIZE + HEADERS_MAX * ENTRY_HEADER_SIZE <= MESSAGE_SIZE_MAX);
 const _: () = assert!(SUFFIX_MAX <= HEADERS_MAX);
+const _: () = assert!(CHUNK_SIZE_MAX <= CHUNK_LIST_SIZE_MAX);
+const _: () = assert!(MESSAGE_HEADER_SIZE + CHUNK_LIST_SIZE_MAX <= MESSAGE_SIZE_MAX);
 
 impl Message {
     /// The bytes of the message: header, then body.
@@ -108,7 +111,7 @@ impl Message {
 
 impl Command {
     /// Every kind of message, in the order of their numbers.
-    pub const ALL: [Command; 18] = [
+    pub const ALL: [Command; 21] = [
         Command::Prepare,
         Command::PrepareOk,
         Command::Commit,
@@ -127,6 +130,9 @@ impl Command {
         Command::ReadIndex,
         Command::ReadIndexOk,
         Command::Forward,
+        Command::GetChunk,
+        Command::Chunk,
+        Command::MissingChunk,
     ];
 
     fn from_byte(byte: u8) -> Option<Command> {
@@ -186,7 +192,11 @@ fn body_checksum(command: Command, body: &[u8]) -> Checksum {
         | Command::Pong
         | Command::ReadIndex
         | Command::ReadIndexOk
-        | Command::Forward => Checksum::of(body),
+        | Command::Forward
+        | Command::GetChunk
+        | Command::MissingChunk => Checksum::of(body),
+        // The header names the whole body by `Checksum::of_chunk`, which the payload's parser verifies.
+        Command::Chunk => Checksum::of(&[]),
     }
 }
 
@@ -281,6 +291,13 @@ fn write_payload<'a>(payload: &'a Payload, fields: &mut Writer) -> Body<'a> {
             assert!(body.len() <= BODY_SIZE_MAX);
             return Body::Bytes(body);
         }
+        Payload::GetChunk { id } => fields.put(*id),
+        Payload::Chunk { id, bytes } => {
+            assert!(bytes.len() <= CHUNK_LIST_SIZE_MAX);
+            fields.put(*id);
+            return Body::Bytes(bytes);
+        }
+        Payload::MissingChunk { id } => fields.put(*id),
     }
     Body::Bytes(&[])
 }
@@ -408,6 +425,24 @@ fn read_payload(
                 return Err(DecodeError::Malformed);
             }
             Ok(Payload::Forward { body: body.to_vec() })
+        }
+        Command::GetChunk => {
+            none()?;
+            Ok(Payload::GetChunk { id: fields.take()? })
+        }
+        Command::Chunk => {
+            let id = fields.take()?;
+            if CHUNK_LIST_SIZE_MAX < body.len() {
+                return Err(DecodeError::Malformed);
+            }
+            if Checksum::of_chunk(body) != id {
+                return Err(DecodeError::BodyChecksum);
+            }
+            Ok(Payload::Chunk { id, bytes: body.to_vec() })
+        }
+        Command::MissingChunk => {
+            none()?;
+            Ok(Payload::MissingChunk { id: fields.take()? })
         }
     }
 }
@@ -555,6 +590,23 @@ composed_fields! {
     OpRef { op, checksum }
     Applied { op, digest }
     Identity { disk, acked, checkpoint, release, busy }
+    Checkpoint { entry, end, timestamp, digest, release, root }
+}
+
+/// A checksum that may be missing: a byte that says so, and zeros in its place.
+impl Field for Option<Checksum> {
+    fn put(&self, to: &mut Writer) {
+        to.put(u8::from(self.is_some()));
+        to.put_bytes(&self.map_or([0; 16], Checksum::to_bytes));
+    }
+
+    fn take(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        match (from.take::<u8>()?, from.take_bytes::<16>()?) {
+            (0, bytes) if bytes == [0; 16] => Ok(None),
+            (1, bytes) => Ok(Some(Checksum::from_bytes(bytes))),
+            _ => Err(DecodeError::Malformed),
+        }
+    }
 }
 
 impl Field for Digest {

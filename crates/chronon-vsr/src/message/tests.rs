@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use alloc::{format, vec};
 
 use super::*;
-use crate::{Checksum, Digest, Epoch, Prng, SUFFIX_MAX, View};
+use crate::{CHUNK_LIST_SIZE_MAX, Checksum, Digest, Epoch, Prng, SUFFIX_MAX, View};
 
 const CLUSTER: ClusterId = ClusterId::new(0x0f0e_0d0c_0b0a_0908_0706_0504_0302_0100);
 
@@ -47,11 +47,22 @@ fn applied() -> Applied {
     Applied { op: op(0xa1), digest: Digest(0xa3a3_a3a3_a3a3_a3a2) }
 }
 
+fn checkpoint() -> Checkpoint {
+    Checkpoint {
+        entry: op_ref(0xcc),
+        end: 0x1122_3344_5566_7788,
+        timestamp: Timestamp::from_nanos(0x7172_7374_7576_7778),
+        digest: Digest(0xd1d2_d3d4_d5d6_d7d8),
+        release: Release::new(0x2526_2728),
+        root: Some(Checksum::from_bytes([0xcd; 16])),
+    }
+}
+
 fn identity() -> Identity {
     Identity {
         disk: DiskId::new(0xd1d2_d3d4_d5d6_d7d8_d9da_dbdc_ddde_dfd0),
         acked: op(0xac),
-        checkpoint: op(0xcc),
+        checkpoint: checkpoint(),
         release: Release::new(0x0807_0605),
         busy: op(0xbb),
     }
@@ -93,7 +104,7 @@ fn sample(command: Command) -> Message {
         },
         Command::StartView => Payload::StartView {
             commit_max: op_ref(0xc1),
-            checkpoint: op_ref(0xcc),
+            checkpoint: checkpoint(),
             suffix: headers([5, 6]),
             nonce: 0x4243_4445_4647_4849,
         },
@@ -112,6 +123,9 @@ fn sample(command: Command) -> Message {
         Command::ReadIndex => Payload::ReadIndex { nonce: 0x4243_4445_4647_4849 },
         Command::ReadIndexOk => Payload::ReadIndexOk { nonce: 0x4243_4445_4647_4849, index: op(0x1d) },
         Command::Forward => Payload::Forward { body: b"forwarded".to_vec() },
+        Command::GetChunk => Payload::GetChunk { id: Checksum::from_bytes([0xcd; 16]) },
+        Command::Chunk => Payload::Chunk { id: Checksum::of_chunk(b"chunk"), bytes: b"chunk".to_vec() },
+        Command::MissingChunk => Payload::MissingChunk { id: Checksum::from_bytes([0xcd; 16]) },
     };
     Message {
         from: ReplicaId::new(0x12),
@@ -130,7 +144,13 @@ fn reseal(bytes: &mut [u8]) {
     let size = bytes.len() as u32;
     bytes[72..76].copy_from_slice(&size.to_le_bytes());
     let carries_entry = bytes[78] == Command::Prepare as u8 || bytes[78] == Command::Repair as u8;
-    let body_end = if carries_entry { bytes.len().min(256 + ENTRY_HEADER_SIZE) } else { bytes.len() };
+    let body_end = if carries_entry {
+        bytes.len().min(256 + ENTRY_HEADER_SIZE)
+    } else if bytes[78] == Command::Chunk as u8 {
+        256
+    } else {
+        bytes.len()
+    };
     let body = Checksum::of(&bytes[256..body_end]);
     bytes[16..32].copy_from_slice(&body.to_bytes());
     let header = Checksum::of(&bytes[16..256]);
@@ -143,80 +163,83 @@ fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
 
 /// Kind, bytes in all, the fields from byte 80 without the zeros after them, checksum of all bytes. Never edit a row:
 /// it is what released replicas say. A new layout is a new protocol version.
-const GOLDEN: [(Command, usize, &str, &str); 18] = [
+const GOLDEN: [(Command, usize, &str, &str); 21] = [
     (
         Command::Prepare,
         452,
         "c1000000000000c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1cc000000000000cc",
-        "5755a84e946a33592d40617cff9f6ccc",
+        "2c3beedd9c3c2ad72a9c1e56e174695b",
     ),
     (
         Command::PrepareOk,
         256,
         "e1000000000000e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1a1000000000000a1a2a3a3a3a3a3a3a3cc000000000000cc",
-        "5e9074beca712f4ae95b9be3776da34c",
+        "422ac050190420070bf856544f6051d8",
     ),
     (
         Command::Commit,
         256,
         "c1000000000000c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c17071000000000000a1000000000000a1a2a3a3a3a3a3a3a317161514",
-        "1467a4fe481bfa906a86b9d1a4aa6c3b",
+        "ae2d8657e46fe028ab9357d36c61a5e4",
     ),
     (
         Command::CommitOk,
         256,
         "7071000000000000a1000000000000a1a2a3a3a3a3a3a3a3ee000000000000eecc000000000000cc17161514",
-        "054fd2b1dee26b1105b288878b25590e",
+        "df3055b9c4ace003bc7555459cb13486",
     ),
-    (Command::StartViewChange, 256, "310000000000000032", "d44b5544f2437b1e4b94db9a5c9f0b60"),
+    (Command::StartViewChange, 256, "310000000000000032", "40f432f32ade12650a8afe1d7af1fd91"),
     (
         Command::DoViewChange,
         832,
         "31000000000000003200000000000000cc000000000000ccc1000000000000c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c10d0000000000000d05000600019900000000000099",
-        "6f1160f16e5b615415531feaf196cb33",
+        "fe477e566134399e212fe3e7985037bb",
     ),
     (
         Command::StartView,
         640,
-        "c1000000000000c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1cc000000000000cccccccccccccccccccccccccccccccccc4948474645444342",
-        "7a0a1f73d40f9c232a5ccf2705853703",
+        "c1000000000000c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1cc000000000000cccccccccccccccccccccccccccccccccc88776655443322117877767574737271d8d7d6d5d4d3d2d12827262501cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd4948474645444342",
+        "bddaa03ce2e80ef057eb3b022bb3ea97",
     ),
-    (Command::GetView, 256, "4948474645444342", "da83dce54b304b39101f1c2633450999"),
+    (Command::GetView, 256, "4948474645444342", "471d1ce7affbacfc0ca7005153283be5"),
     (
         Command::GetHeaders,
         256,
         "e1000000000000e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e10b0000000000000b",
-        "0b2d5fbe6a65dcd946d0515a7533ddf9",
+        "27e1f7e0bc2b1c5aaf72c358b1a815a2",
     ),
-    (Command::Headers, 832, "", "87769068d418e62e949a639c275d67e9"),
+    (Command::Headers, 832, "", "913125f01dbbefb22aae12a5a6310d06"),
     (
         Command::GetPrepare,
         256,
         "e1000000000000e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1",
-        "4e4ffc07f9685dad9c68edac9aa33dc8",
+        "7dc4d5533d935eb5039f5eb3cc1773a7",
     ),
-    (Command::Repair, 452, "", "9c1ef81f22d36b0d50b4f022266a46fb"),
+    (Command::Repair, 452, "", "ebf9d4e9203f0adcefe34e33dd45da38"),
     (
         Command::Missing,
         256,
         "e1000000000000e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1",
-        "2cdedfb5f97e69727f71e29c2dcf822e",
+        "e74f3d3d12284ba228bbd90af36c8e21",
     ),
     (
         Command::Ping,
         256,
-        "5453525100000000d0dfdedddcdbdad9d8d7d6d5d4d3d2d1ac000000000000accc000000000000cc05060708bb000000000000bb",
-        "5d7c14481596f00b6608c2bf87524ab5",
+        "5453525100000000d0dfdedddcdbdad9d8d7d6d5d4d3d2d1ac000000000000accc000000000000cccccccccccccccccccccccccccccccccc88776655443322117877767574737271d8d7d6d5d4d3d2d12827262501cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd05060708bb000000000000bb",
+        "411f39e1ce8a73a5f6483fc5aa59780a",
     ),
     (
         Command::Pong,
         256,
-        "54535251000000006867666564636261d0dfdedddcdbdad9d8d7d6d5d4d3d2d1ac000000000000accc000000000000cc05060708bb000000000000bb",
-        "07aedf7cbb2161d2a9c6663f525d5e80",
+        "54535251000000006867666564636261d0dfdedddcdbdad9d8d7d6d5d4d3d2d1ac000000000000accc000000000000cccccccccccccccccccccccccccccccccc88776655443322117877767574737271d8d7d6d5d4d3d2d12827262501cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd05060708bb000000000000bb",
+        "cdeb2eccac2b58ef72265dbe70767561",
     ),
-    (Command::ReadIndex, 256, "4948474645444342", "9e4f5f590b65e35029e30b589c54d913"),
-    (Command::ReadIndexOk, 256, "49484746454443421d0000000000001d", "e1d8aca2e986552d09d18fdc8ee78700"),
-    (Command::Forward, 265, "", "afe87604c55e3c15890276c91db3b221"),
+    (Command::ReadIndex, 256, "4948474645444342", "6f8f1860a26bc1641639194eaa98faa8"),
+    (Command::ReadIndexOk, 256, "49484746454443421d0000000000001d", "a3cf5d826a8153c34b474ae2435575f4"),
+    (Command::Forward, 265, "", "e5532446f91a8040eacb45145864ddd7"),
+    (Command::GetChunk, 256, "cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd", "1dcc340b88872799e7f32ee00f689a3c"),
+    (Command::Chunk, 261, "f9c95b9ee41850de5ffc42a5c0f0d87b", "5c0cf9da393ce43e5f296a481557cfc7"),
+    (Command::MissingChunk, 256, "cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd", "819f363c86c2035213f88835cad05a96"),
 ];
 
 #[test]
@@ -243,7 +266,7 @@ fn a_header_is_laid_out_as_documented() {
     assert_eq!(bytes[56..64], [0xe0, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(bytes[64..72], [0xf0, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(bytes[72..76], [0, 1, 0, 0]);
-    assert_eq!(bytes[76..78], [1, 0]);
+    assert_eq!(bytes[76..78], [2, 0]);
     assert_eq!(bytes[78], 2);
     assert_eq!(bytes[79], 0x12);
     assert_eq!(bytes[80..88], [0xe1, 0, 0, 0, 0, 0, 0, 0xe1]);
@@ -329,12 +352,12 @@ fn an_entry_of_another_cluster_is_refused_inside_a_message_of_ours() {
 #[test]
 fn a_newer_release_is_stepped_over_and_named() {
     let mut newer_version = sample(Command::Forward).encode(CLUSTER);
-    newer_version[76] = 2;
+    newer_version[76] = 3;
     // Whatever the newer release's body checksum covers.
     newer_version[16] ^= 1;
     let header = Checksum::of(&newer_version[16..256]);
     newer_version[..16].copy_from_slice(&header.to_bytes());
-    assert_eq!(decode(&newer_version), Err(DecodeError::UnknownVersion { found: 2 }));
+    assert_eq!(decode(&newer_version), Err(DecodeError::UnknownVersion { found: 3 }));
     assert_eq!(Message::size(newer_version.first_chunk().unwrap(), CLUSTER), Ok(newer_version.len()));
 
     for unknown in (0..=u8::MAX).filter(|byte| Command::ALL.iter().all(|command| *command as u8 != *byte)) {
@@ -370,6 +393,10 @@ fn a_body_may_be_empty_or_as_large_as_allowed_and_no_larger() {
             assert_eq!(decode(&message.encode(CLUSTER)), Ok(message));
         }
     }
+    let bytes = vec![0xc0; CHUNK_LIST_SIZE_MAX];
+    let payload = Payload::Chunk { id: Checksum::of_chunk(&bytes), bytes };
+    let chunk = Message { payload, ..sample(Command::Chunk) };
+    assert_eq!(decode(&chunk.encode(CLUSTER)), Ok(chunk));
     // Fits the largest message, yet is no forwarded body.
     let mut bytes = sample(Command::Forward).encode(CLUSTER);
     bytes.resize(256 + BODY_SIZE_MAX + 1, 0);
@@ -499,17 +526,28 @@ fn any_message(prng: &mut Prng) -> Message {
         let first = prng.between(1, 1 << 40);
         headers(first..first + prng.below(count_max as u64 + 1))
     }
+    fn any_checkpoint(prng: &mut Prng) -> Checkpoint {
+        Checkpoint {
+            entry: any_op_ref(prng),
+            end: any_u64(prng),
+            timestamp: Timestamp::from_nanos(any_u64(prng)),
+            digest: Digest(any_u64(prng)),
+            release: Release::new(any_u64(prng) as u32),
+            root: prng.chance(1, 2).then(|| any_op_ref(prng).checksum),
+        }
+    }
+
     fn any_identity(prng: &mut Prng) -> Identity {
         Identity {
             disk: DiskId::new(u128::from(any_u64(prng)) << 64 | u128::from(any_u64(prng))),
             acked: any_op(prng),
-            checkpoint: any_op(prng),
+            checkpoint: any_checkpoint(prng),
             release: Release::new(any_u64(prng) as u32),
             busy: any_op(prng),
         }
     }
 
-    let payload = match Command::ALL[prng.below(18) as usize] {
+    let payload = match Command::ALL[prng.below(21) as usize] {
         Command::Prepare => Payload::Prepare {
             commit_max: any_op_ref(prng),
             checkpoint: any_op(prng),
@@ -551,7 +589,7 @@ fn any_message(prng: &mut Prng) -> Message {
         }
         Command::StartView => Payload::StartView {
             commit_max: any_op_ref(prng),
-            checkpoint: any_op_ref(prng),
+            checkpoint: any_checkpoint(prng),
             suffix: any_headers(prng, SUFFIX_MAX),
             nonce: any_u64(prng),
         },
@@ -579,6 +617,12 @@ fn any_message(prng: &mut Prng) -> Message {
         Command::ReadIndex => Payload::ReadIndex { nonce: any_u64(prng) },
         Command::ReadIndexOk => Payload::ReadIndexOk { nonce: any_u64(prng), index: any_op(prng) },
         Command::Forward => Payload::Forward { body: any_bytes(prng) },
+        Command::GetChunk => Payload::GetChunk { id: any_op_ref(prng).checksum },
+        Command::Chunk => {
+            let bytes = any_bytes(prng);
+            Payload::Chunk { id: Checksum::of_chunk(&bytes), bytes }
+        }
+        Command::MissingChunk => Payload::MissingChunk { id: any_op_ref(prng).checksum },
     };
     Message {
         from: ReplicaId::new(prng.next_u64() as u8),

@@ -1,28 +1,32 @@
 //! The log in memory: which entry stands at each op (the chain), and the entries themselves, named by content.
 //!
 //! ```text
-//!   root ── 1 … linked ──╌╌╌ unknown ╌╌╌── floor … committed … head
-//!           chained to the root            chained to the head
+//!   base ── … checkpoint … linked ──╌╌╌ unknown ╌╌╌── floor … committed … head
+//!           chained to the base                       chained to the head
 //! ```
-//! The gap closes downwards: a header names its parent. Nothing in or above it is executed before it is closed.
+//! The gap closes downwards: a header names its parent. Nothing in or above it is executed before it is closed. Below
+//! the base the log is gone: a checkpoint holds what it came to.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use crate::{
-    Checksum, Entry, EntryHeader, Op, OpRef, PIPELINE_MAX, SUFFIX_MAX, Timestamp, WriteNumber, charge,
+    Checkpoint, Checksum, Entry, EntryHeader, Op, OpRef, PIPELINE_MAX, SUFFIX_MAX, Timestamp, WriteNumber,
 };
 
 /// The entries of one replica. Bounded by the ring: the ack rule (§8) ends the log before it grows beyond it.
 #[derive(Clone, Debug)]
 pub(crate) struct Log {
-    root: OpRef,
+    /// What the chain hangs from: the root, or the newest entry that the ring may let go of.
+    base: OpRef,
+    /// The newest durable checkpoint here.
+    checkpoint: Checkpoint,
     head: OpRef,
     /// The newest entry of this chain that is known committed. Never falls.
     committed: OpRef,
     /// Every op of `floor..=head` is in the chain.
     floor: Op,
-    /// Every op of `1..=linked` is in the chain, and chained to the root.
+    /// Every op above the base up to `linked` is in the chain, and chained to the base.
     linked: Op,
     chain: BTreeMap<Op, Link>,
     held: BTreeMap<OpRef, Held>,
@@ -62,22 +66,47 @@ pub(crate) struct Fork {
 }
 
 impl Log {
-    /// An empty log.
-    pub(crate) fn new(root: OpRef) -> Log {
+    /// A log that has nothing above a checkpoint.
+    pub(crate) fn new(checkpoint: Checkpoint) -> Log {
+        let base = checkpoint.entry;
         Log {
-            root,
-            head: root,
-            committed: root,
-            floor: Op::ROOT.next(),
-            linked: Op::ROOT,
+            base,
+            checkpoint,
+            head: base,
+            committed: base,
+            floor: base.op.next(),
+            linked: base.op,
             chain: BTreeMap::new(),
             held: BTreeMap::new(),
             faulty: BTreeSet::new(),
         }
     }
 
-    pub(crate) fn root(&self) -> OpRef {
-        self.root
+    pub(crate) fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// What the chain hangs from.
+    pub(crate) fn base(&self) -> OpRef {
+        self.base
+    }
+
+    /// The op above the base: nothing below it is kept.
+    pub(crate) fn start(&self) -> Op {
+        self.base.op.next()
+    }
+
+    /// Where the ring bytes of what is kept begin.
+    pub(crate) fn start_offset(&self) -> u64 {
+        self.header(self.start()).map_or(self.checkpoint.end, |header| header.offset)
+    }
+
+    /// Where an entry's ring charge ends, if its header is known.
+    pub(crate) fn end_of(&self, entry: OpRef) -> Option<u64> {
+        if entry == self.checkpoint.entry {
+            return Some(self.checkpoint.end);
+        }
+        self.header(entry.op).map(EntryHeader::end)
     }
 
     pub(crate) fn head(&self) -> OpRef {
@@ -90,8 +119,8 @@ impl Log {
 
     /// The entry that stands at an op, if the chain says.
     pub(crate) fn at(&self, op: Op) -> Option<OpRef> {
-        if op == Op::ROOT {
-            return Some(self.root);
+        if op == self.base.op {
+            return Some(self.base);
         }
         self.chain.get(&op).map(|link| OpRef { op, checksum: link.checksum })
     }
@@ -129,11 +158,11 @@ impl Log {
 
     /// Where the next entry's ring charge begins.
     pub(crate) fn end_offset(&self) -> u64 {
-        self.header(self.head.op).map_or(0, |header| header.offset.saturating_add(charge(header.body_size)))
+        self.header(self.head.op).map_or(self.checkpoint.end, EntryHeader::end)
     }
 
     pub(crate) fn head_timestamp(&self) -> Timestamp {
-        self.header(self.head.op).map_or(Timestamp::ZERO, |header| header.timestamp)
+        self.header(self.head.op).map_or(self.checkpoint.timestamp, |header| header.timestamp)
     }
 
     /// Up to where entries may be executed: committed, and chained to a committed pair without a gap.
@@ -141,7 +170,7 @@ impl Log {
         self.linked.min(self.committed.op)
     }
 
-    /// The top and bottom of the gap between what is chained to the root and what is chained to the head. The header
+    /// The top and bottom of the gap between what is chained to the base and what is chained to the head. The header
     /// of the top is what is missing.
     pub(crate) fn gap(&self) -> Option<(OpRef, Op)> {
         if self.linked == self.head.op {
@@ -257,7 +286,7 @@ impl Log {
             .iter()
             .map(|header| (header.op, Link { checksum: header.checksum(), header: Some(header.clone()) }))
             .collect();
-        if base.op != Op::ROOT {
+        if self.base.op < base.op {
             links.entry(base.op).or_insert(Link { checksum: base.checksum, header: None });
         }
         let head = headers.last().map_or(base, EntryHeader::op_ref);
@@ -265,10 +294,10 @@ impl Log {
         // Nothing committed may change or go.
         let known = self.committed;
         let stands = |op: Op| links.get(&op).map(|link| link.checksum);
-        if base.op == Op::ROOT && base != self.root {
+        if base.op == self.base.op && base != self.base {
             return Err(Fork { op: base.op });
         }
-        if base.op <= known.op && known.op != Op::ROOT && stands(known.op) != Some(known.checksum) {
+        if base.op < known.op && stands(known.op) != Some(known.checksum) {
             return Err(Fork { op: known.op });
         }
         for (op, link) in self.chain.range(base.op..=known.op.max(base.op)) {
@@ -278,7 +307,8 @@ impl Log {
         }
 
         self.chain.split_off(&known.op.next());
-        for (op, mut link) in links {
+        // What lies at or below the base is committed, and gone.
+        for (op, mut link) in links.into_iter().filter(|(op, _)| self.base.op < *op) {
             if link.header.is_none() {
                 link.header = self.known_header(OpRef { op, checksum: link.checksum });
             }
@@ -288,7 +318,7 @@ impl Log {
         self.linked = self.linked.min(known.op);
         if base.op <= self.linked {
             self.linked = head.op;
-            self.floor = Op::ROOT.next();
+            self.floor = self.start();
         } else if base.op <= known.op && self.floor <= base.op {
             // The new log overlaps the part that still hangs above the gap: so does its head.
         } else {
@@ -309,13 +339,13 @@ impl Log {
     pub(crate) fn link_down(&mut self) -> Result<(), Fork> {
         while self.linked < self.head.op {
             let Some(header) = self.header(self.floor) else { return Ok(()) };
-            let below = header.op.previous().expect("the chain begins at op 1");
+            let below = header.op.previous().expect("the chain begins above the base");
             let parent = OpRef { op: below, checksum: header.parent };
             match self.at(below) {
                 Some(stands) if stands != parent => return Err(Fork { op: below }),
                 Some(_) if below <= self.linked => {
                     self.linked = self.head.op;
-                    self.floor = Op::ROOT.next();
+                    self.floor = self.start();
                     self.drop_excluded();
                 }
                 Some(_) => self.floor = below,
@@ -346,13 +376,77 @@ impl Log {
 
     /// Drops entries that the log excludes. What lies in the gap stays: it may still turn out to belong.
     pub(crate) fn drop_excluded(&mut self) {
-        let (chain, head) = (&self.chain, self.head.op);
+        let (chain, base, head) = (&self.chain, self.base.op, self.head.op);
         let belongs = |entry: &OpRef| match chain.get(&entry.op) {
             Some(link) => link.checksum == entry.checksum,
-            None => entry.op <= head,
+            None => base < entry.op && entry.op <= head,
         };
         self.held.retain(|entry, _| belongs(entry));
         self.faulty.retain(|entry| chain.get(&entry.op).is_some_and(|link| link.checksum == entry.checksum));
+    }
+
+    /// Puts the entry that the chain hangs from into it: its header is still there. Says whether it was the one.
+    pub(crate) fn lower(&mut self, header: &EntryHeader) -> bool {
+        let name = header.op_ref();
+        let Some(below) = name.op.previous() else { return false };
+        if name != self.base {
+            return false;
+        }
+        self.chain.insert(name.op, Link { checksum: name.checksum, header: Some(header.clone()) });
+        self.base = OpRef { op: below, checksum: header.parent };
+        if self.linked == self.head.op {
+            self.floor = self.start();
+        }
+        true
+    }
+
+    /// Lets go of everything below `start`. A checkpoint has taken its place.
+    pub(crate) fn release(&mut self, start: Op) {
+        let Some(base) = start.previous().and_then(|below| self.at(below)) else { return };
+        assert!(base.op <= self.checkpoint.entry.op);
+        assert!(base.op <= self.linked);
+        self.base = base;
+        self.chain = self.chain.split_off(&start);
+        self.held = self.held.split_off(&OpRef { op: start, checksum: Checksum::LEAST });
+        self.faulty = self.faulty.split_off(&OpRef { op: start, checksum: Checksum::LEAST });
+        if self.linked == self.head.op {
+            self.floor = start;
+        }
+    }
+
+    /// Notes that a checkpoint of an op of this log is durable here.
+    pub(crate) fn checkpointed(&mut self, checkpoint: Checkpoint) {
+        assert!(self.checkpoint.entry.op <= checkpoint.entry.op);
+        assert!(self.at(checkpoint.entry.op) == Some(checkpoint.entry));
+        self.checkpoint = checkpoint;
+    }
+
+    /// Hangs the log from a checkpoint whose op it may never have had. The op is committed.
+    pub(crate) fn rebase(&mut self, checkpoint: Checkpoint) -> Result<(), Fork> {
+        let base = checkpoint.entry;
+        assert!(self.checkpoint.entry.op < base.op);
+        assert!(base.op <= self.committed.op);
+        if self.at(base.op).is_some_and(|stands| stands != base) {
+            return Err(Fork { op: base.op });
+        }
+        let start = base.op.next();
+        let above_agrees = self.header(start).is_none_or(|header| header.parent == base.checksum);
+        if !above_agrees {
+            return Err(Fork { op: base.op });
+        }
+        self.base = base;
+        self.checkpoint = checkpoint;
+        self.chain = self.chain.split_off(&start);
+        self.held = self.held.split_off(&OpRef { op: start, checksum: Checksum::LEAST });
+        self.faulty = self.faulty.split_off(&OpRef { op: start, checksum: Checksum::LEAST });
+        let has_no_gap = self.linked == self.head.op;
+        if has_no_gap || (self.linked < base.op && self.floor <= base.op) {
+            self.linked = self.head.op;
+            self.floor = start;
+        } else {
+            self.linked = self.linked.max(base.op);
+        }
+        self.link_down()
     }
 
     /// Ops of `from..=to` that the chain names and whose bodies are not here, lowest first.
@@ -377,10 +471,13 @@ impl Log {
 
     /// What must hold between any two inputs.
     pub(crate) fn invariants(&self) {
+        assert!(self.base.op <= self.checkpoint.entry.op);
+        assert!(self.checkpoint.entry.op <= self.committed.op);
+        assert!(self.base.op <= self.linked);
         assert!(self.committed.op <= self.head.op);
         assert!(self.head.op.since(self.committed.op) <= PIPELINE_MAX);
         assert!(self.linked <= self.head.op);
-        assert!(self.at(self.committed.op) == Some(self.committed));
+        assert!(self.committed.op <= self.base.op || self.at(self.committed.op) == Some(self.committed));
         assert!(self.at(self.head.op) == Some(self.head));
         assert!(self.linked == self.head.op || self.linked < self.floor);
         if cfg!(debug_assertions) {

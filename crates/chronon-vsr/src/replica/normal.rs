@@ -8,7 +8,8 @@ use super::{Part, Recipients, Replica, Timing};
 use crate::detector::Detector;
 use crate::event::{DropReason, Suspicion};
 use crate::{
-    Applied, Duration, Entry, Event, Instant, Op, OpRef, PIPELINE_MAX, Payload, Prng, ReplicaId, Stamp,
+    Applied, Duration, Entry, Event, Instant, Mutation, Op, OpRef, PIPELINE_MAX, Payload, Prng, ReplicaId,
+    Stamp,
 };
 
 /// How far beyond the head entries are kept until the gap below them closes.
@@ -85,6 +86,13 @@ impl Replica {
         }
         if name.op <= self.head() {
             self.on_prepare_again(from, entry);
+        } else if !self.has_room(entry.header().end()) {
+            // The ring must keep what is in the way: as if the Prepare had been lost.
+            self.event(Event::MessageDropped {
+                from,
+                command: crate::Command::Prepare,
+                why: DropReason::NoRoom,
+            });
         } else if name.op.since(self.head()) <= AHEAD_MAX {
             if let Part::Following(following) = &mut self.part {
                 following.ahead.insert(name.op, entry);
@@ -108,7 +116,7 @@ impl Replica {
                 read_round: heartbeat.read_round,
                 applied: self.applied,
                 head: self.head(),
-                checkpoint: Op::ROOT,
+                checkpoint: self.log.checkpoint().entry.op,
                 disk_age_us: self.disk_age_us(),
             };
             self.send(Recipients::One(from), ok);
@@ -228,7 +236,9 @@ impl Replica {
     fn seek_gap(&mut self) {
         let now = self.now.monotonic;
         let Part::Following(following) = &self.part else { return };
-        let gap = self.gap_below(following);
+        // What could not be kept is not asked for either.
+        let is_full = !self.has_room(self.log.end_offset());
+        let gap = self.gap_below(following).filter(|_| !is_full);
         let Part::Following(following) = &mut self.part else { return };
         match gap {
             None => following.gap = Retry::never(),
@@ -270,16 +280,25 @@ impl Replica {
         true
     }
 
+    /// The primary has let go of what lies below the gap: only its StartView can carry this log on.
+    pub(super) fn note_gap_missing(&mut self, entry: OpRef) {
+        let now = self.now.monotonic;
+        let Part::Following(following) = &self.part else { return };
+        if self.gap_below(following) == Some(entry)
+            && let Part::Following(following) = &mut self.part
+        {
+            following.ahead.clear();
+            following.get_view.at = following.get_view.at.min(now);
+        }
+    }
+
     /// Whether our vote for an op of the log may count (§4): it is durable, and so is everything that a restart
     /// needs to find it again.
     pub(super) fn is_ackable(&self, op: Op) -> bool {
         let within_reach = op <= self.suffix_head || op <= self.wal.through;
-        let ring = &self.options.ring;
-        let inside_the_ack_rule = self.log.header(op).is_some_and(|header| {
-            header.offset.saturating_add(crate::charge(header.body_size))
-                <= ring.checkpoint_interval + ring.slack
-        });
-        within_reach && inside_the_ack_rule && self.log.is_durable(op)
+        let inside_the_ack_rule = self.log.header(op).is_some_and(|header| header.end() <= self.ack_limit());
+        let has_the_state = !self.is_syncing() || self.options.mutations.breaks(Mutation::AckWhileSyncing);
+        within_reach && inside_the_ack_rule && has_the_state && self.log.is_durable(op)
     }
 
     /// Tells the primary of every entry that has become durable here in its stamp.
@@ -302,7 +321,8 @@ impl Replica {
             if let Part::Following(following) = &mut self.part {
                 following.acked.insert(entry.op);
             }
-            let ok = Payload::PrepareOk { entry, applied: self.applied, checkpoint: Op::ROOT };
+            let checkpoint = self.log.checkpoint().entry.op;
+            let ok = Payload::PrepareOk { entry, applied: self.applied, checkpoint };
             self.send(Recipients::One(primary), ok);
         }
     }
@@ -311,7 +331,8 @@ impl Replica {
     pub(super) fn ack_after_leaving(&mut self, entry: OpRef) {
         let left = self.log_stamp.stamp();
         if matches!(self.part, Part::Changing(_)) {
-            let ok = Payload::PrepareOk { entry, applied: self.applied, checkpoint: Op::ROOT };
+            let checkpoint = self.log.checkpoint().entry.op;
+            let ok = Payload::PrepareOk { entry, applied: self.applied, checkpoint };
             self.send_stamped(Recipients::One(self.membership.primary(left)), left, ok);
         }
     }

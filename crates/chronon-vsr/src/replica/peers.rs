@@ -6,8 +6,8 @@ use alloc::vec::Vec;
 use super::{Part, Replica};
 use crate::event::{DropReason, PeerRefusal, Suspicion};
 use crate::{
-    Duration, Event, Identity, Incarnation, Instant, Message, Op, Payload, PeerMemory, ReplicaId, Stamp,
-    Timestamp,
+    Checkpoint, Duration, Event, Identity, Incarnation, Instant, Message, Op, Payload, PeerMemory, ReplicaId,
+    Stamp, Timestamp,
 };
 
 /// All other members.
@@ -29,6 +29,8 @@ struct Peer {
     gone: bool,
     pinged: Option<Instant>,
     round_trip: Duration,
+    /// The durable checkpoint that it last showed.
+    offer: Option<Checkpoint>,
 }
 
 impl Peers {
@@ -45,6 +47,7 @@ impl Peers {
             gone: false,
             pinged: None,
             round_trip: Duration::ZERO,
+            offer: None,
         };
         Peers { peers: members.map(|replica| (replica, peer(replica))).collect(), ping_at: now }
     }
@@ -72,6 +75,22 @@ impl Peers {
 
     pub(crate) fn is_gone(&self, peer: ReplicaId) -> bool {
         self.peers.get(&peer).is_some_and(|peer| peer.gone)
+    }
+
+    /// The checkpoint that a peer offers.
+    pub(crate) fn offer(&self, peer: ReplicaId) -> Option<Checkpoint> {
+        self.peers.get(&peer).and_then(|peer| peer.offer)
+    }
+
+    /// The checkpoints that peers offer.
+    pub(crate) fn offers(&self) -> impl Iterator<Item = Checkpoint> + '_ {
+        self.peers.values().filter_map(|peer| peer.offer)
+    }
+
+    pub(crate) fn note_offer(&mut self, peer: ReplicaId, checkpoint: Checkpoint) {
+        if let Some(peer) = self.peers.get_mut(&peer) {
+            peer.offer = Some(checkpoint);
+        }
     }
 
     /// Remembers that a peer acked an op that is committed: it will never show less.
@@ -164,7 +183,7 @@ impl Replica {
         Identity {
             disk: self.disk,
             acked,
-            checkpoint: Op::ROOT,
+            checkpoint: *self.log.checkpoint(),
             release: self.options.release,
             busy: self.busy_with().unwrap_or(Op::ROOT),
         }
@@ -207,6 +226,7 @@ impl Replica {
 
     pub(super) fn on_ping(&mut self, from: ReplicaId, sent: Instant, identity: Identity) {
         self.note_busy(from, identity.busy);
+        self.note_offer(from, identity.checkpoint);
         let pong = Payload::Pong { ping_sent: sent, wall: self.now.wall, identity: self.identity() };
         self.send_outside(from, pong);
     }
@@ -219,6 +239,7 @@ impl Replica {
         identity: Identity,
     ) {
         self.note_busy(from, identity.busy);
+        self.note_offer(from, identity.checkpoint);
         let now = self.now.monotonic;
         let peer = peer_of(&mut self.peers, from);
         if peer.pinged != Some(ping_sent) {
@@ -272,7 +293,10 @@ fn is_sane(message: &Message) -> bool {
         | Payload::Pong { .. }
         | Payload::ReadIndex { .. }
         | Payload::ReadIndexOk { .. }
-        | Payload::Forward { .. } => Op::ROOT,
+        | Payload::Forward { .. }
+        | Payload::GetChunk { .. }
+        | Payload::Chunk { .. }
+        | Payload::MissingChunk { .. } => Op::ROOT,
     };
     named.value() < u64::MAX / 2 && message.stamp.view.value() < u64::MAX / 2
 }

@@ -90,7 +90,8 @@ impl Replica {
     }
 
     fn send_prepare(&mut self, to: Recipients, entry: Entry) {
-        let prepare = Payload::Prepare { commit_max: self.log.committed(), checkpoint: Op::ROOT, entry };
+        let checkpoint = self.log.checkpoint().entry.op;
+        let prepare = Payload::Prepare { commit_max: self.log.committed(), checkpoint, entry };
         self.send(to, prepare);
     }
 
@@ -157,7 +158,7 @@ impl Replica {
     pub(super) fn send_start_view(&mut self, to: Recipients, nonce: u64) {
         let start_view = Payload::StartView {
             commit_max: self.log.committed(),
-            checkpoint: self.log.root(),
+            checkpoint: *self.log.checkpoint(),
             suffix: self.log.suffix(),
             nonce,
         };

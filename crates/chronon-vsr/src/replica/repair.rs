@@ -1,6 +1,6 @@
 //! Fetching what is missing, by content, from whoever has it (§5.3, §6.5, §7).
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use super::log::{Fork, OnDisk};
@@ -27,6 +27,8 @@ struct Request {
     retry: Retry,
     /// How many peers were asked so far: the next in turn is asked next.
     asked: usize,
+    /// Who said that it has it not.
+    denied: BTreeSet<ReplicaId>,
 }
 
 impl Repairs {
@@ -52,8 +54,7 @@ impl Replica {
             if !self.repairs.entries.contains_key(&entry) && REQUESTS_MAX <= self.repairs.entries.len() {
                 continue;
             }
-            let request =
-                self.repairs.entries.entry(entry).or_insert(Request { retry: Retry::now(now), asked: 0 });
+            let request = self.repairs.entries.entry(entry).or_insert_with(|| Request::new(now));
             if let Some(peer) = request.next_peer(now, &sources, &self.options.timing, &mut self.prng) {
                 self.send_outside(peer, Payload::GetPrepare { entry });
             }
@@ -68,7 +69,7 @@ impl Replica {
             return;
         };
         let sources = self.repair_sources();
-        let fresh = Request { retry: Retry::now(now), asked: 0 };
+        let fresh = Request::new(now);
         let (_, request) = match &mut self.repairs.headers {
             Some(asked) if asked.0 == top => asked,
             other => other.insert((top, fresh)),
@@ -86,7 +87,8 @@ impl Replica {
                 let committed = self.log.committed().op;
                 let mut wanted: Vec<OpRef> = Vec::new();
                 // What the cluster waits for: our votes.
-                if committed < self.head() {
+                // But what the ring has no room for could not be voted for.
+                if committed < self.head() && self.has_room(self.log.end_offset()) {
                     wanted.extend(self.log.missing(committed.next(), self.head()));
                 }
                 // What our own execution waits for.
@@ -99,6 +101,24 @@ impl Replica {
             }
             Part::Recovering(_) | Part::Halted => Vec::new(),
         }
+    }
+
+    /// Whether everybody who is there has said that it has not what stands at an op of the log, or the headers that
+    /// would tell what does.
+    pub(super) fn is_nowhere(&self, op: Op) -> bool {
+        let linked = self.log.at(op).filter(|_| op <= self.log.executable());
+        let request = match linked {
+            Some(entry) => self.repairs.entries.get(&entry),
+            None => self.repairs.headers.as_ref().map(|(_, request)| request),
+        };
+        let Some(request) = request else { return false };
+        let mut there = self.membership.peers(self.me).filter(|peer| self.is_there(*peer)).peekable();
+        there.peek().is_some() && there.all(|peer| request.denied.contains(&peer))
+    }
+
+    /// Whether a peer was heard of late.
+    pub(super) fn is_there(&self, peer: ReplicaId) -> bool {
+        self.peers.is_heard(peer, self.now.monotonic, self.options.timing.ping * 3)
     }
 
     /// Everybody who may help, the primary first.
@@ -143,7 +163,7 @@ impl Replica {
         self.send_outside(from, Payload::Headers { headers });
     }
 
-    pub(super) fn on_headers(&mut self, _from: ReplicaId, headers: Vec<EntryHeader>) {
+    pub(super) fn on_headers(&mut self, from: ReplicaId, headers: Vec<EntryHeader>) {
         let mut learned = false;
         for header in &headers {
             // Each must be the very one that the one above it names; anything else is no answer of use.
@@ -162,7 +182,7 @@ impl Replica {
         } else if let Some((_, request)) = &mut self.repairs.headers
             && headers.is_empty()
         {
-            request.denied(self.now.monotonic);
+            request.denied(from, self.now.monotonic);
         }
     }
 
@@ -212,13 +232,18 @@ impl Replica {
         if let Part::Changing(changing) = &mut self.part {
             changing.deny(from, entry);
         }
+        self.note_gap_missing(entry);
         if let Some(request) = self.repairs.entries.get_mut(&entry) {
-            request.denied(self.now.monotonic);
+            request.denied(from, self.now.monotonic);
         }
     }
 }
 
 impl Request {
+    fn new(now: Instant) -> Request {
+        Request { retry: Retry::now(now), asked: 0, denied: BTreeSet::new() }
+    }
+
     /// Whom to ask now, if it is time to ask.
     fn next_peer(
         &mut self,
@@ -237,7 +262,8 @@ impl Request {
     }
 
     /// The peer that was asked does not have it: the next one is asked at once, but each only once a round.
-    fn denied(&mut self, now: Instant) {
+    fn denied(&mut self, from: ReplicaId, now: Instant) {
+        self.denied.insert(from);
         if self.asked < crate::VOTERS_MAX {
             self.retry.at = now;
         }

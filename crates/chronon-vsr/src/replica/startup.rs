@@ -3,6 +3,7 @@
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 
+use super::checkpoints::Checkpoints;
 use super::log::{Log, OnDisk};
 use super::normal::Following;
 use super::peers::Peers;
@@ -20,11 +21,11 @@ use crate::{
 impl Replica {
     /// A replica as its data directory left it. Drain its outputs before anything else: it may have to speak first.
     pub fn open(options: Options, recovered: Recovered, now: Now) -> Replica {
-        let Recovered { cluster, lineage, replica: me, disk, incarnation, state, .. } = &recovered;
+        let Recovered { cluster, replica: me, disk, incarnation, state, .. } = &recovered;
         let membership = state.membership.clone();
         let (stamp, log_stamp, me) = (state.stamp, state.log_stamp, *me);
         assert!(log_stamp.stamp() <= stamp);
-        let restored = restore_log(&recovered, options, membership.root(*cluster, *lineage));
+        let restored = restore_log(&recovered, options);
         let Restored { log, uncertain_from, fork } = restored;
         let suffix_head =
             state.suffix.last().map_or(log.committed().op.min(log.head().op), |header| header.op);
@@ -69,6 +70,7 @@ impl Replica {
                 asked: WriteNumber::ZERO,
                 writing: BTreeMap::new(),
                 writing_bytes: 0,
+                refused: false,
                 next: suffix_head.next(),
                 through,
             },
@@ -77,6 +79,7 @@ impl Replica {
             digests: BTreeMap::new(),
             mismatched: BTreeSet::new(),
             disk_age: DiskAge { told: Duration::ZERO, at: monotonic },
+            checkpoints: Checkpoints::new(),
             peers: Peers::new(membership.peers(me), &state.peers, monotonic),
             repairs: Repairs::new(),
             reads: RemoteReads::new(),
@@ -90,6 +93,9 @@ impl Replica {
         if let Some(op) = fork {
             replica.halt(op);
             return replica;
+        }
+        if state.checkpoint.root.is_some() {
+            replica.install(state.checkpoint);
         }
         // A clean second scan must not undo what this one found; and nothing is said before it is kept.
         if replica.uncertain_from != state.uncertain_from || replica.log.faulty_uncommitted() != state.faulty
@@ -128,7 +134,8 @@ impl Replica {
         if let Some((top, _)) = self.log.gap() {
             return Some(top.op);
         }
-        let missing = self.log.missing(Op::ROOT.next(), self.log.head().op).next().map(|entry| entry.op);
+        let kept = self.log.checkpoint().entry.op.next();
+        let missing = self.log.missing(kept, self.log.head().op).next().map(|entry| entry.op);
         let lost = match (missing, self.uncertain_from) {
             (Some(missing), Some(uncertain)) => Some(missing.min(uncertain)),
             (missing, uncertain) => missing.or(uncertain),
@@ -151,9 +158,9 @@ struct Restored {
 
 /// Decides what of the WAL counts: entries of the suffix by checksum, below it by the chain, and above it those born
 /// at log_stamp and chained. All else is of a log that a StartView replaced.
-fn restore_log(recovered: &Recovered, options: Options, root: OpRef) -> Restored {
+fn restore_log(recovered: &Recovered, options: Options) -> Restored {
     let state = &recovered.state;
-    let mut log = Log::new(root);
+    let mut log = Log::new(state.checkpoint);
     let mut headers: BTreeMap<(Op, Checksum), &EntryHeader> = BTreeMap::new();
     let mut names: BTreeMap<OpRef, &EntryHeader> = BTreeMap::new();
     let mut damaged: BTreeSet<OpRef> = BTreeSet::new();
@@ -182,6 +189,12 @@ fn restore_log(recovered: &Recovered, options: Options, root: OpRef) -> Restored
         }
         result
     });
+    // Peers may still need what the checkpoint covers here, and the ring must keep it for them (§8).
+    if result.is_ok() {
+        while let Some(header) = names.get(&log.base())
+            && log.lower(header)
+        {}
+    }
     let excluded_live = options.mutations.breaks(Mutation::KeepExcludedEntries);
     let mut above = Op::ROOT;
     if result.is_ok() {

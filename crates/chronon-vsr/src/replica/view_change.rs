@@ -301,7 +301,7 @@ impl Replica {
         }
         DoViewChangeVote {
             log_stamp: self.log_stamp,
-            checkpoint: Op::ROOT,
+            checkpoint: self.log.checkpoint().entry.op,
             commit_max: self.log.committed(),
             uncertain_from: self.uncertain_from,
             oldest: self.log.oldest(),
@@ -410,7 +410,10 @@ impl Replica {
     fn forfeit_if_behind(&mut self) -> bool {
         let Part::Changing(Changing { election: Some(election), .. }) = &self.part else { return false };
         let Some(chosen) = &election.chosen else { return false };
-        let first_missing = self.log.executable().next();
+        let mut first_missing = self.committed_out.next();
+        while first_missing <= self.log.executable() && self.log.entry(first_missing).is_some() {
+            first_missing = first_missing.next();
+        }
         if chosen.commit_max.op < first_missing {
             return false;
         }

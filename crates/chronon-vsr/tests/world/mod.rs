@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
 
 use chronon_vsr::{
-    Applied, Checksum, ClusterId, Command, Digest, DiskId, Durable, Duration, Entry, Epoch, Event,
-    Incarnation, Input, Instant, Member, Membership, Message, Mutations, Now, Op, OpRef, Options, Output,
-    Payload, Prng, Quorums, ReadNumber, Recipients, Recovered, RecoveredEntry, Release, Replica, ReplicaId,
-    Ring, Role, Stamp, Status, Timestamp, Timing, Verdict, VsrState, Write,
+    Applied, Checkpoint, Checksum, ClusterId, Command, Digest, DiskId, Durable, Duration, Entry, Epoch,
+    Event, Incarnation, Input, Instant, Member, Membership, Message, Mutations, Now, Op, OpRef, Options,
+    Output, Payload, Prng, Quorums, ReadNumber, Recipients, Recovered, RecoveredEntry, Release, Replica,
+    ReplicaId, Ring, Role, Stamp, Status, Timestamp, Timing, Verdict, VsrState, Write,
 };
 
 pub(crate) const CLUSTER: ClusterId = ClusterId::new(0xC0FFEE);
@@ -42,6 +42,16 @@ enum Happening {
     Flushed { replica: usize, life: u64 },
     Executed { replica: usize, life: u64, applied: Applied },
     DiskHealth { replica: usize, life: u64 },
+    Vault { replica: usize, life: u64, job: Job },
+}
+
+/// What the vault is asked to do; done when its time comes, unless the process ended.
+enum Job {
+    Freeze { entry: OpRef, digest: Digest, chunks: Vec<Vec<u8>> },
+    Install(Checkpoint),
+    Fetch(Checkpoint),
+    Store { root: Checksum, id: Checksum, bytes: Vec<u8> },
+    Read { to: ReplicaId, id: Checksum },
 }
 
 struct Scheduled {
@@ -82,6 +92,46 @@ pub(crate) struct Disk {
     lost_from: Option<Op>,
     /// All that was ever flushed here, rotten or not.
     flushed: BTreeSet<Checksum>,
+    vault: Vault,
+}
+
+/// Chunks by their names, two generations of checkpoints, and what was fetched for a third.
+#[derive(Clone, Default)]
+struct Vault {
+    chunks: BTreeMap<Checksum, Vec<u8>>,
+    generations: VecDeque<Checksum>,
+    staged: BTreeSet<Checksum>,
+    rotten: BTreeSet<Checksum>,
+}
+
+impl Vault {
+    /// The ids of a checkpoint's chunks, its list first; only the list's while that is missing.
+    fn ids(&self, root: Checksum) -> Vec<Checksum> {
+        let list = self.chunks.get(&root).map_or(&[][..], Vec::as_slice);
+        let (ids, _) = list.as_chunks::<16>();
+        [root].into_iter().chain(ids.iter().map(|id| Checksum::from_bytes(*id))).collect()
+    }
+
+    fn missing(&self, root: Checksum) -> Vec<Checksum> {
+        self.ids(root).into_iter().filter(|id| !self.chunks.contains_key(id)).collect()
+    }
+
+    /// The superblock names this checkpoint: what neither it nor the one before needs goes.
+    fn keep(&mut self, root: Checksum) {
+        if self.generations.back() == Some(&root) {
+            return;
+        }
+        self.generations.push_back(root);
+        if 2 < self.generations.len() {
+            self.generations.pop_front();
+        }
+        if self.staged.contains(&root) {
+            self.staged.clear();
+        }
+        let needed: BTreeSet<Checksum> =
+            self.generations.iter().flat_map(|root| self.ids(*root)).chain(self.staged.clone()).collect();
+        self.chunks.retain(|id, _| needed.contains(id));
+    }
 }
 
 struct Host {
@@ -100,8 +150,12 @@ struct Host {
     /// Its executor does nothing before this.
     executes_from: Instant,
     frozen_until: Instant,
+    /// Its vault does nothing before this.
+    vault_from: Instant,
     executed: Applied,
     last_timestamp: Timestamp,
+    /// A checkpoint op was executed: the next thing in the stream must be its Freeze.
+    freeze_due: Option<OpRef>,
     reads: BTreeMap<ReadNumber, Op>,
     /// The one role output after another, to compare with what the replica says of itself.
     role: Option<Role>,
@@ -120,6 +174,8 @@ pub(crate) struct Cluster {
     order: u64,
     /// I1: op → checksum is one function for all, for ever.
     committed: BTreeMap<Op, Checksum>,
+    /// I11: the checkpoint of an op is one for all, for ever.
+    checkpoints: BTreeMap<Op, Checkpoint>,
     /// The newest op that some primary committed: acknowledged.
     pub(crate) acknowledged: Op,
     pub(crate) events: Vec<(usize, Event)>,
@@ -141,19 +197,29 @@ impl Cluster {
     }
 
     pub(crate) fn with_options(n: usize, seed: u64, mutations: Mutations, faults: Faults) -> Cluster {
+        Cluster::with_ring(n, seed, mutations, faults, Ring::DEFAULT)
+    }
+
+    /// A ring that a few dozen entries fill: its checkpoints are `ops` entries apart.
+    pub(crate) fn tiny_ring(ops: u64) -> Ring {
+        let charge = chronon_vsr::charge(208);
+        Ring::new(charge * (chronon_vsr::PIPELINE_MAX + 2 * ops), 208).expect("it holds the pipeline")
+    }
+
+    pub(crate) fn with_ring(
+        n: usize,
+        seed: u64,
+        mutations: Mutations,
+        faults: Faults,
+        ring: Ring,
+    ) -> Cluster {
         let mut prng = Prng::new(seed);
         let voters = (0..n)
             .map(|i| Member { replica: ReplicaId::new(i as u8), disk: DiskId::new(1000 + i as u128) })
             .collect();
         let membership = Membership { epoch: Epoch::new(0), voters, learners: Vec::new() };
         let root = membership.root(CLUSTER, LINEAGE);
-        let options = Options {
-            timing: Timing::default(),
-            ring: Ring::DEFAULT,
-            release: Release::new(1),
-            seed,
-            mutations,
-        };
+        let options = Options { timing: Timing::default(), ring, release: Release::new(1), seed, mutations };
         let hosts = (0..n)
             .map(|i| Host {
                 replica: None,
@@ -168,6 +234,7 @@ impl Cluster {
                     stalled_until: Instant::ZERO,
                     lost_from: None,
                     flushed: BTreeSet::new(),
+                    vault: Vault::default(),
                 },
                 skew: prng.between(0, 200_000_000) as i64 - 100_000_000,
                 wake_at: Instant::NEVER,
@@ -177,8 +244,10 @@ impl Cluster {
                 acked: BTreeSet::new(),
                 executes_from: Instant::ZERO,
                 frozen_until: Instant::ZERO,
+                vault_from: Instant::ZERO,
                 executed: Applied { op: Op::ROOT, digest: Digest(0) },
                 last_timestamp: Timestamp::ZERO,
+                freeze_due: None,
                 reads: BTreeMap::new(),
                 role: None,
             })
@@ -195,6 +264,7 @@ impl Cluster {
             queue: BinaryHeap::new(),
             order: 0,
             committed: BTreeMap::new(),
+            checkpoints: BTreeMap::new(),
             acknowledged: Op::ROOT,
             events: Vec::new(),
             trace: Checksum::of(&[]),
@@ -224,6 +294,7 @@ impl Cluster {
         host.disk.incarnation = host.disk.incarnation.next();
         host.executed = Applied { op: Op::ROOT, digest: Digest(0) };
         host.last_timestamp = Timestamp::ZERO;
+        host.freeze_due = None;
         host.reads.clear();
         host.role = None;
         // A decision that was not durable went with the process that made it.
@@ -309,6 +380,7 @@ impl Cluster {
         disk.id = DiskId::new(2000 + i as u128);
         disk.state = VsrState::format(membership, root);
         disk.wal.clear();
+        disk.vault = Vault::default();
         disk.incarnation = Incarnation::new(0);
     }
 
@@ -321,6 +393,44 @@ impl Cluster {
             let (op, checksum) = (disk.wal[at].op(), disk.wal[at].checksum());
             disk.damaged.insert((op, checksum));
         }
+    }
+
+    /// A chunk of the vault rots; seen when it is read.
+    pub(crate) fn rot_chunk(&mut self, i: usize) {
+        let vault = &mut self.hosts[i].disk.vault;
+        let count = vault.chunks.len() as u64;
+        if 0 < count {
+            let at = self.prng.below(count) as usize;
+            let id = *vault.chunks.keys().nth(at).expect("counted");
+            vault.chunks.remove(&id);
+            vault.rotten.insert(id);
+        }
+    }
+
+    /// A scrub of the current checkpoint, which reports what it finds damaged.
+    pub(crate) fn scrub(&mut self, i: usize) {
+        let disk = &self.hosts[i].disk;
+        let Some(root) = disk.state.checkpoint.root else { return };
+        let ids = disk.vault.missing(root);
+        if !ids.is_empty() {
+            self.input(i, Input::ChunksMissing { root, ids });
+        }
+    }
+
+    /// How many chunks of the checkpoint in its superblock are damaged.
+    pub(crate) fn chunks_missing(&self, i: usize) -> usize {
+        let disk = &self.hosts[i].disk;
+        disk.state.checkpoint.root.map_or(0, |root| disk.vault.missing(root).len())
+    }
+
+    /// The durable checkpoint in a replica's superblock.
+    pub(crate) fn checkpoint(&self, i: usize) -> Checkpoint {
+        self.hosts[i].disk.state.checkpoint
+    }
+
+    /// The lowest op in a replica's WAL.
+    pub(crate) fn wal_start(&self, i: usize) -> Op {
+        self.hosts[i].disk.wal.iter().map(Entry::op).min().unwrap_or(Op::ROOT)
     }
 
     /// The body of a certain op rots.
@@ -365,6 +475,7 @@ impl Cluster {
         for i in 0..self.n {
             self.hosts[i].disk.stalled_until = Instant::ZERO;
             self.hosts[i].frozen_until = Instant::ZERO;
+            self.hosts[i].vault_from = Instant::ZERO;
             if !self.is_up(i) {
                 self.start(i);
             }
@@ -374,6 +485,11 @@ impl Cluster {
     /// The executor takes a long time over whatever it gets next.
     pub(crate) fn stall_execution(&mut self, i: usize, duration: Duration) {
         self.hosts[i].executes_from = self.now + duration;
+    }
+
+    /// The vault does nothing for so long: full, or slow.
+    pub(crate) fn stall_vault(&mut self, i: usize, duration: Duration) {
+        self.hosts[i].vault_from = self.now + duration;
     }
 
     /// Links between two sides are cut, both ways.
@@ -396,7 +512,7 @@ impl Cluster {
         let i = self.prng.below(self.n as u64) as usize;
         let other = self.prng.below(self.n as u64) as usize;
         let span = Duration::from_millis(self.prng.between(50, 2500));
-        match self.prng.below(17) {
+        match self.prng.below(19) {
             0..=3 if self.is_up(i) => self.crash(i),
             0..=5 if !self.is_up(i) => self.start(i),
             4 => self.cut_off(i),
@@ -425,6 +541,8 @@ impl Cluster {
                 self.crash(0);
                 self.rot_tail(0);
             }
+            17 if 3 <= self.n => self.rot_chunk(0),
+            18 if self.is_up(0) => self.scrub(0),
             _ => {}
         }
     }
@@ -565,16 +683,22 @@ impl Cluster {
             match &self.hosts[i].replica {
                 Some(replica) => {
                     text += &format!(
-                        "{i}: {:?} {:?} head {:?} commit {:?} out {:?} executed {:?}\n",
+                        "{i}: {:?} {:?} head {:?} commit {:?} out {:?} executed {:?} start {:?} checkpoint {:?} fetching {}\n",
                         replica.status(),
                         replica.role(),
                         replica.head(),
                         replica.commit_max().op,
                         replica.committed_out(),
                         self.hosts[i].executed.op,
+                        replica.log_start(),
+                        replica.checkpoint().entry.op,
+                        replica.is_fetching_state(),
                     )
                 }
                 None => text += &format!("{i}: down\n"),
+            }
+            if std::env::var_os("CLUSTER_DEBUG").is_some() {
+                text += &format!("{:#?}\n", self.hosts[i].replica);
             }
         }
         for (i, event) in self.events.iter().rev().take(25).rev() {
@@ -643,6 +767,15 @@ impl Cluster {
                     }
                 }
             }
+            Happening::Vault { replica, life, job } => {
+                if self.hosts[replica].life == life {
+                    if self.hosts[replica].frozen_until <= self.now {
+                        self.do_job(replica, job);
+                    } else {
+                        self.postpone(replica, Happening::Vault { replica, life, job });
+                    }
+                }
+            }
         }
     }
 
@@ -689,18 +822,34 @@ impl Cluster {
 
     /// Puts a group of the oldest waiting writes on the device: everything queued so far, perhaps.
     fn write_group(&mut self, i: usize) -> Vec<Durable> {
-        let disk = &mut self.hosts[i].disk;
-        let size = 1 + self.prng.below(disk.queue.len().max(1) as u64) as usize;
+        let length = self.hosts[i].disk.queue.len();
+        let size = 1 + self.prng.below(length.max(1) as u64) as usize;
         let mut reports = Vec::new();
-        for _ in 0..size.min(disk.queue.len()) {
-            match disk.queue.pop_front().expect("counted").1 {
-                Write::Append { number, entry, .. } => {
+        for _ in 0..size.min(length) {
+            match self.hosts[i].disk.queue.pop_front().expect("counted").1 {
+                Write::Append { number, entry, keep_from } => {
+                    self.reuse_ring(i, keep_from);
+                    let disk = &mut self.hosts[i].disk;
                     disk.damaged.remove(&(entry.op(), entry.checksum()));
                     disk.flushed.insert(entry.checksum());
                     disk.wal.push(entry);
                     reports.push(Durable::Appended(number));
                 }
                 Write::Superblock { number, state } => {
+                    let seed = self.seed;
+                    let disk = &mut self.hosts[i].disk;
+                    assert!(disk.state.checkpoint.entry.op <= state.checkpoint.entry.op, "I2: checkpoint");
+                    if disk.state.checkpoint != state.checkpoint
+                        && let Some(root) = state.checkpoint.root
+                    {
+                        let mut missing = disk.vault.missing(root);
+                        missing.retain(|id| !disk.vault.rotten.contains(id));
+                        assert!(
+                            missing.is_empty(),
+                            "seed {seed}: a superblock without its chunks: {missing:?}"
+                        );
+                        disk.vault.keep(root);
+                    }
                     assert!(disk.state.stamp <= state.stamp, "I2: stamp");
                     assert!(disk.state.log_stamp <= state.log_stamp, "I2: log_stamp");
                     assert!(disk.state.commit_max.op <= state.commit_max.op, "I2: commit_max");
@@ -712,6 +861,91 @@ impl Cluster {
             }
         }
         reports
+    }
+
+    /// Entries below an op may be written over, and are: I8.
+    fn reuse_ring(&mut self, i: usize, keep_from: Op) {
+        let (gone, kept): (Vec<Entry>, Vec<Entry>) =
+            self.hosts[i].disk.wal.drain(..).partition(|entry| entry.op() < keep_from);
+        for entry in &gone {
+            if self.committed.get(&entry.op()) != Some(&entry.checksum()) {
+                continue;
+            }
+            let covers = |host: &Host| entry.op() <= host.disk.state.checkpoint.entry.op;
+            let covering = self.hosts.iter().filter(|host| covers(host)).count();
+            assert!(
+                covers(&self.hosts[i]) && Quorums::of(self.n).replication <= covering,
+                "seed {}: I8: {i} reuses the space of {:?}, which {covering} checkpoints cover\n{}",
+                self.seed,
+                entry.op(),
+                self.describe()
+            );
+        }
+        let unique: BTreeSet<Checksum> = kept.iter().map(Entry::checksum).collect();
+        let live: u64 = kept
+            .iter()
+            .filter(|entry| self.committed.get(&entry.op()) == Some(&entry.checksum()))
+            .map(|entry| (entry.checksum(), chronon_vsr::charge(entry.header().body_size)))
+            .collect::<BTreeMap<_, _>>()
+            .values()
+            .sum();
+        assert!(live <= self.options.ring.log, "seed {}: the ring overflows: {}", self.seed, unique.len());
+        self.hosts[i].disk.wal = kept;
+    }
+
+    fn vault_job(&mut self, i: usize, slowness: u64, job: Job) {
+        let life = self.hosts[i].life;
+        let longest = self.faults.flush.as_micros() as u64 * slowness;
+        let after = self.hosts[i].vault_from.since(self.now)
+            + Duration::from_micros(self.prng.between(longest / 8, longest));
+        self.schedule(after, Happening::Vault { replica: i, life, job });
+    }
+
+    fn do_job(&mut self, i: usize, job: Job) {
+        let vault = &mut self.hosts[i].disk.vault;
+        let input = match job {
+            Job::Freeze { entry, digest, chunks } => {
+                let mut list = Vec::new();
+                for chunk in chunks {
+                    let id = Checksum::of_chunk(&chunk);
+                    list.extend_from_slice(&id.to_bytes());
+                    vault.chunks.insert(id, chunk);
+                }
+                let root = Checksum::of_chunk(&list);
+                vault.chunks.insert(root, list);
+                Input::Frozen { entry, digest, root }
+            }
+            Job::Fetch(checkpoint) => {
+                let root = checkpoint.root.expect("genesis is not fetched");
+                let ids = vault.missing(root);
+                if ids.is_empty() { Input::ChunksHeld { root } } else { Input::ChunksMissing { root, ids } }
+            }
+            Job::Store { root, id, bytes } => {
+                vault.chunks.insert(id, bytes);
+                vault.staged.insert(id);
+                Input::ChunkStored { root, id }
+            }
+            Job::Read { to, id } => Input::ChunkRead { to, id, bytes: vault.chunks.get(&id).cloned() },
+            Job::Install(checkpoint) => {
+                let root = checkpoint.root.expect("genesis is not installed");
+                let ids = vault.missing(root);
+                if ids.is_empty() {
+                    let first = vault.ids(root)[1];
+                    let state = &vault.chunks[&first];
+                    let number =
+                        |at: usize| u64::from_le_bytes(state[at..at + 8].try_into().expect("eight bytes"));
+                    let applied = Applied { op: Op::new(number(0)), digest: Digest(number(8)) };
+                    assert!(applied.op == checkpoint.entry.op && applied.digest == checkpoint.digest);
+                    let timestamp = Timestamp::from_nanos(number(16));
+                    self.hosts[i].executed = applied;
+                    self.hosts[i].last_timestamp = timestamp;
+                    Input::Applied(applied)
+                } else {
+                    Input::ChunksMissing { root, ids }
+                }
+            }
+        };
+        self.input(i, input);
     }
 
     fn schedule_flush(&mut self, i: usize) {
@@ -740,6 +974,9 @@ impl Cluster {
                 Output::Persist(write) => {
                     self.writes += 1;
                     if let Write::Superblock { state, .. } = &write {
+                        let checkpoint = state.checkpoint;
+                        let known = *self.checkpoints.entry(checkpoint.entry.op).or_insert(checkpoint);
+                        assert!(known == checkpoint, "seed {}: I11: {known:?}, {checkpoint:?}", self.seed);
                         let host = &mut self.hosts[i];
                         host.decided = state.stamp;
                         if host.adopted < state.log_stamp.stamp() {
@@ -756,6 +993,23 @@ impl Cluster {
                     }
                 }
                 Output::Commit(entry) => self.commit(i, &entry),
+                Output::Freeze(entry) => {
+                    let host = &mut self.hosts[i];
+                    assert!(host.freeze_due.take() == Some(entry), "Freeze follows its Commit");
+                    let digest = host.executed.digest;
+                    let chunks = chunks_of(host.executed, host.last_timestamp);
+                    self.vault_job(i, 6, Job::Freeze { entry, digest, chunks });
+                }
+                Output::Install(checkpoint) => {
+                    self.hosts[i].freeze_due = None;
+                    self.vault_job(i, 2, Job::Install(checkpoint));
+                }
+                Output::Fetch(checkpoint) => self.vault_job(i, 1, Job::Fetch(checkpoint)),
+                Output::StoreChunk { root, id, bytes } => {
+                    assert!(Checksum::of_chunk(&bytes) == id);
+                    self.vault_job(i, 1, Job::Store { root, id, bytes });
+                }
+                Output::ReadChunk { to, id } => self.vault_job(i, 1, Job::Read { to, id }),
                 Output::Role(role) => {
                     assert!(self.hosts[i].role != Some(role), "a role is told when it changes");
                     self.hosts[i].role = Some(role);
@@ -845,6 +1099,8 @@ impl Cluster {
         let seed = self.seed;
         match &message.payload {
             Payload::PrepareOk { entry, .. } => {
+                let syncs = self.replica(from).is_fetching_state();
+                assert!(!syncs, "seed {seed}: I12: {from} acks {entry:?} while it fetches a state");
                 self.hosts[from].acked.insert(*entry);
             }
             Payload::DoViewChange { commit_max, uncertain_from, suffix, bits, .. } => {
@@ -895,6 +1151,10 @@ impl Cluster {
         }
         let host = &mut self.hosts[i];
         assert!(host.executed.op.next() == op, "each op once, in order");
+        assert!(host.freeze_due.is_none(), "seed {}: a due checkpoint was skipped", self.seed);
+        if self.options.ring.is_checkpoint(entry.header().offset, entry.header().end()) {
+            host.freeze_due = Some(entry.op_ref());
+        }
         assert!(host.last_timestamp < entry.header().timestamp, "I10");
         host.last_timestamp = entry.header().timestamp;
         let mut digest = [0; 8];
@@ -908,4 +1168,14 @@ impl Cluster {
         // The executor answers in order.
         self.schedule(after, Happening::Executed { replica: i, life, applied });
     }
+}
+
+/// The whole state, as chunks: one that changes with every op, and others that checkpoints share for a while.
+fn chunks_of(executed: Applied, timestamp: Timestamp) -> Vec<Vec<u8>> {
+    let mut state = Vec::new();
+    for number in [executed.op.value(), executed.digest.0, timestamp.nanos()] {
+        state.extend_from_slice(&number.to_le_bytes());
+    }
+    let old = |age: u64| vec![age as u8; 1 + (executed.op.value() >> age) as usize % 1000];
+    [state].into_iter().chain([3, 5, 7, 9].map(old)).collect()
 }
