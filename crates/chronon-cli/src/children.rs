@@ -1,6 +1,10 @@
 //! Processes of our own: started from our own binary, ended by us, never outliving us.
+//!
+//! A child's standard input is a pipe that its parent holds and never writes to. When the parent is gone, however it
+//! went, the system closes the pipe, and the child ends itself.
 
 use std::fs::OpenOptions;
+use std::io::Read as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -21,7 +25,7 @@ impl OwnChild {
         let (err, out) = out.with_context(|| format!("can't write {}", log.display()))?;
         let child = Command::new(&program)
             .args(arguments)
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(out)
             .stderr(err)
             .spawn()
@@ -43,6 +47,19 @@ impl OwnChild {
         self.child.kill()?;
         self.child.wait().map(|_| ())
     }
+}
+
+/// Ends this process when the one that started it is gone. For the commands that [`OwnChild`] starts.
+pub(crate) fn end_with_parent() -> anyhow::Result<()> {
+    let watch = || {
+        let mut scrap = [0; 64];
+        // Nothing is ever written: whatever is not an interruption is the end.
+        while matches!(std::io::stdin().read(&mut scrap), Ok(1..)) {}
+        eprintln!("the process that started this one is gone");
+        std::process::exit(1);
+    };
+    std::thread::Builder::new().name("parent".into()).spawn(watch).context("can't start a thread")?;
+    Ok(())
 }
 
 impl Drop for OwnChild {

@@ -18,6 +18,7 @@ use chronon_bank::Bank;
 use chronon_client::{Client, ClientOptions, TypedClient};
 use chronon_kernel::{Backoff, Contract, SinkName, SinkSpec};
 use chronon_vsr::{BODY_SIZE_MAX, Prng, Ring};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::children::OwnChild;
 use crate::local::{Flavour, LocalCluster, Machine, Sabotage, free_ports};
@@ -35,6 +36,8 @@ const START_PATIENCE: Duration = Duration::from_secs(20);
 const DRAIN_PATIENCE: Duration = Duration::from_secs(8);
 /// One new key in so many has its first connection cut after the receiver acted.
 const CUT_ONE_IN: u64 = 40;
+/// Transfers that a kill needs around it: one is acknowledged before it, and one after it.
+const TRANSFERS_PER_KILL: u32 = 10;
 /// Bytes of log that the demo leaves for what does not grow with the number of transfers.
 const LOG_BASE: u64 = 64 * 1024 * 1024;
 /// Bytes of log for one transfer: its command and its outcome, each in an op of its own at worst, and repeats.
@@ -84,6 +87,14 @@ impl DemoArguments {
 
 /// Runs the demo.
 pub(crate) fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
+    let needed = arguments.kills.saturating_mul(TRANSFERS_PER_KILL);
+    anyhow::ensure!(
+        needed <= arguments.transfers,
+        "{} kills under load need at least {needed} transfers, and there are {}: use --transfers {needed} or --kills {}",
+        arguments.kills,
+        arguments.transfers,
+        arguments.transfers / TRANSFERS_PER_KILL
+    );
     let seed = arguments.seed.unwrap_or_else(|| u64::from(std::process::id()) ^ started_nanos());
     let directory = match &arguments.keep {
         Some(directory) => directory.clone(),
@@ -94,7 +105,17 @@ pub(crate) fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(empty, "{} is not empty: name a new directory", directory.display());
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = runtime.block_on(demonstrate(arguments, seed, &directory));
+    let result = runtime.block_on(async {
+        tokio::select! {
+            result = demonstrate(arguments, seed, &directory) => Ok(result),
+            signal = asked_to_stop() => Err(signal),
+        }
+    });
+    // What ran is dropped by now, and with it every process of ours.
+    let result = match result {
+        Ok(result) => result,
+        Err(signal) => return interrupted(signal?, arguments.keep.is_some(), &directory),
+    };
     let again = format!("again with: chronon demo --seed {seed}");
     match result {
         Ok(receipt) => {
@@ -114,6 +135,28 @@ pub(crate) fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
             Err(error)
         }
     }
+}
+
+/// Waits for SIGINT or SIGTERM and says by which number a shell knows it.
+async fn asked_to_stop() -> anyhow::Result<u8> {
+    let mut terminate = signal(SignalKind::terminate()).context("can't listen to SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("can't listen to SIGINT")?;
+    Ok(tokio::select! {
+        _ = interrupt.recv() => 2,
+        _ = terminate.recv() => 15,
+    })
+}
+
+/// Nothing was found wrong, so nothing needs to be looked at: the data goes, unless it was asked for.
+fn interrupted(signal: u8, keep: bool, directory: &Path) -> anyhow::Result<ExitCode> {
+    if keep {
+        eprintln!("interrupted; data and logs are kept in {}", directory.display());
+    } else {
+        std::fs::remove_dir_all(directory)
+            .with_context(|| format!("can't remove {}", directory.display()))?;
+        eprintln!("interrupted; the data is removed");
+    }
+    Ok(ExitCode::from(128 + signal))
 }
 
 fn started_nanos() -> u64 {

@@ -76,9 +76,18 @@ fn carry_out<M: StateMachine>(command: Command) -> anyhow::Result<ExitCode> {
         Command::Sinks(command) => operate::sinks(&command),
         Command::Bench(command) => bench::run(&command),
         Command::Sim(command) => Ok(sim::run(&command)),
-        Command::InternalReplica(arguments) => replica::start_internal(&arguments),
-        Command::InternalReceiver(arguments) => demo::run_receiver(arguments),
-        Command::InternalEcho(arguments) => bench::run_echo(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::InternalReplica(arguments) => {
+            children::end_with_parent()?;
+            replica::start_internal(&arguments)
+        }
+        Command::InternalReceiver(arguments) => {
+            children::end_with_parent()?;
+            demo::run_receiver(arguments)
+        }
+        Command::InternalEcho(arguments) => {
+            children::end_with_parent()?;
+            bench::run_echo(&arguments).map(|()| ExitCode::SUCCESS)
+        }
     }
 }
 
