@@ -2,11 +2,13 @@
 //!
 //! It drives hyper's client over a stream that asks the gate before the first byte and remembers whether one left
 //! ([`passage`]). One connection an attempt: on a reused one, a close by the sink that crosses our request would turn
-//! an end that was definite into one in doubt. No redirects, no retry underneath us.
+//! an end that was definite into one in doubt. TLS lies below that stream: a failed handshake is definite. No redirects, no retry underneath us.
 
 mod address;
 mod config;
 mod passage;
+#[cfg(feature = "tls")]
+mod tls;
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -21,11 +23,12 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use sha2::Sha256;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use crate::{ConfigError, ExecuteFuture, Executor, GateHandle, Secrets};
 pub use address::PublicOnly;
-use config::{HttpConfig, Target, Verdict};
+use config::{HttpConfig, Scheme, Target, Verdict};
 use passage::{Guarded, Left, Passage};
 
 /// Bytes of an answer's head that are read at most.
@@ -39,12 +42,19 @@ const WEBHOOK_SECRET_PREFIX: &[u8] = b"whsec_";
 #[derive(Clone, Debug)]
 pub struct HttpSink {
     secrets: Secrets,
+    /// For sinks that name no authority of their own: made once, so that its sessions can be resumed.
+    #[cfg(feature = "tls")]
+    trust: std::sync::Arc<std::sync::OnceLock<tls::Trust>>,
 }
 
 impl HttpSink {
     /// A sink that finds the secrets of its configurations there.
     pub fn new(secrets: Secrets) -> HttpSink {
-        HttpSink { secrets }
+        HttpSink {
+            secrets,
+            #[cfg(feature = "tls")]
+            trust: std::sync::Arc::default(),
+        }
     }
 
     fn secret(&self, config: &HttpConfig) -> Result<Option<Vec<u8>>, ConfigError> {
@@ -88,7 +98,7 @@ impl HttpSink {
             Err(why) => return unsent(attempt.kind, why.to_string()),
         };
         let passage = Passage::new(gate, attempt.stamp);
-        let exchange = exchange(prepared, config.allow_private, config.response_body_max, &passage);
+        let exchange = self.exchange(prepared, &config, &passage);
         let exchanged = match tokio::time::timeout(attempt.timeout(), exchange).await {
             Ok(exchanged) => exchanged,
             Err(_) => Err(format!("no end within {:?}", attempt.timeout())),
@@ -214,21 +224,54 @@ enum BodyRead {
     Ignored,
 }
 
-async fn exchange(
-    prepared: Prepared,
-    allow_private: bool,
+impl HttpSink {
+    async fn exchange(
+        &self,
+        prepared: Prepared,
+        config: &HttpConfig,
+        passage: &Passage,
+    ) -> Result<Answer, String> {
+        let Prepared { target, request } = prepared;
+        let stream = connect(&target, config.allow_private).await?;
+        match target.scheme {
+            Scheme::Http => {
+                let stream = Guarded::new(stream, passage.clone());
+                converse(stream, request, config.response_body_max).await
+            }
+            #[cfg(feature = "tls")]
+            Scheme::Https => {
+                let trust = match &config.trust {
+                    Some(trust) => trust.clone(),
+                    None => match self.trust.get() {
+                        Some(trust) => trust.clone(),
+                        None => {
+                            let trust = tls::Trust::parse(None).map_err(|e| e.to_string())?;
+                            self.trust.get_or_init(|| trust).clone()
+                        }
+                    },
+                };
+                let stream = trust.connect(&target.host, stream).await?;
+                let stream = Guarded::above_a_buffer(stream, passage.clone());
+                converse(stream, request, config.response_body_max).await
+            }
+            #[cfg(not(feature = "tls"))]
+            Scheme::Https => Err("this build has no TLS".into()),
+        }
+    }
+}
+
+async fn converse<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    stream: Guarded<S>,
+    request: Request<Full<Bytes>>,
     response_body_max: Option<usize>,
-    passage: &Passage,
 ) -> Result<Answer, String> {
-    let stream = connect(&prepared.target, allow_private).await?;
-    let stream = TokioIo::new(Guarded::new(stream, passage.clone()));
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
         .max_buf_size(RESPONSE_HEAD_MAX)
-        .handshake(stream)
+        .handshake(TokioIo::new(stream))
         .await
         .map_err(|e| chain(&e))?;
     let connection = EndedWithUs(tokio::spawn(connection));
-    let response = sender.send_request(prepared.request).await.map_err(|e| chain(&e))?;
+    let response = sender.send_request(request).await.map_err(|e| chain(&e))?;
     let answer = read(response, response_body_max).await;
     drop(connection);
     Ok(answer)

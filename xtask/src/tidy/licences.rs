@@ -24,8 +24,10 @@ const ALLOWED: [&str; 12] = [
     "Zlib",
 ];
 
-/// Crates under a licence of their own that were decided on: the MPL asks only for changes to their own files.
-const DECIDED: [(&str, &str); 2] = [("imbl", "MPL-2.0+"), ("imbl-sized-chunks", "MPL-2.0+")];
+/// Crates under a licence of their own that were decided on: the MPL asks only for changes to their own files, and the
+/// CDLA only that its text stays with the data, which here is a list of authorities.
+const DECIDED: [(&str, &str); 3] =
+    [("imbl", "MPL-2.0+"), ("imbl-sized-chunks", "MPL-2.0+"), ("webpki-roots", "CDLA-Permissive-2.0")];
 
 /// Asks cargo for the licences of everything that is built into a program.
 pub(crate) fn check(root: &Path) -> Result<Vec<Finding>> {

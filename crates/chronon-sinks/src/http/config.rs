@@ -7,6 +7,8 @@ use hyper::header::{HeaderName, HeaderValue};
 use hyper::{Method, Uri};
 use serde::Deserialize;
 
+#[cfg(feature = "tls")]
+use super::tls::Trust;
 use crate::ConfigError;
 
 /// Bytes of an answer that are kept for the machine unless the configuration says otherwise.
@@ -57,6 +59,7 @@ struct Text {
     secret: Option<String>,
     #[serde(default)]
     allow_private: bool,
+    ca: Option<String>,
     #[serde(default)]
     status: BTreeMap<String, Verdict>,
     #[serde(default)]
@@ -73,9 +76,17 @@ struct ProbeText {
     status: BTreeMap<String, Verdict>,
 }
 
+/// How a request goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scheme {
+    Http,
+    Https,
+}
+
 /// Where a request goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Target {
+    pub(super) scheme: Scheme,
     pub(super) host: String,
     pub(super) port: u16,
     /// As it goes into the Host header.
@@ -87,13 +98,14 @@ impl Target {
     fn parse(field: &'static str, url: &str) -> Result<Target, ConfigError> {
         let wrong = |why: String| ConfigError::Field { field, why };
         let uri: Uri = url.parse().map_err(|e| wrong(format!("{url:?} is no URL: {e}")))?;
-        match uri.scheme_str() {
-            Some("http") => {}
+        let (scheme, port) = match uri.scheme_str() {
+            Some("http") => (Scheme::Http, 80),
+            Some("https") if cfg!(feature = "tls") => (Scheme::Https, 443),
             Some("https") => {
                 return Err(wrong(format!("{url:?} needs TLS, which this build does not have; use http://")));
             }
-            Some(_) | None => return Err(wrong(format!("{url:?} must begin with http://"))),
-        }
+            Some(_) | None => return Err(wrong(format!("{url:?} must begin with https:// or http://"))),
+        };
         let authority = uri.authority().ok_or_else(|| wrong(format!("{url:?} names no host")))?;
         if authority.as_str().contains('@') {
             return Err(wrong("a user and password do not belong in a URL: name a secret instead".into()));
@@ -103,8 +115,8 @@ impl Target {
             return Err(wrong(format!("{url:?} names no host")));
         }
         let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-        let port = authority.port_u16().unwrap_or(80);
-        Ok(Target { host, port, authority: authority.as_str().to_owned(), path })
+        let port = authority.port_u16().unwrap_or(port);
+        Ok(Target { scheme, host, port, authority: authority.as_str().to_owned(), path })
     }
 }
 
@@ -193,13 +205,15 @@ pub(super) struct HttpConfig {
     pub(super) key_body_field: Option<String>,
     pub(super) secret: Option<String>,
     pub(super) allow_private: bool,
+    #[cfg(feature = "tls")]
+    pub(super) trust: Option<Trust>,
     pub(super) status: StatusTable,
     pub(super) response_body_max: Option<usize>,
     pub(super) probe: Option<Probe>,
 }
 
 /// Headers that the sink sets itself.
-const OWN_HEADERS: [&str; 10] = [
+const OWN_HEADERS: [&str; 11] = [
     "host",
     "content-length",
     "transfer-encoding",
@@ -210,6 +224,7 @@ const OWN_HEADERS: [&str; 10] = [
     "chronon-effect-id",
     "chronon-attempt",
     "chronon-fence",
+    "traceparent",
 ];
 
 impl HttpConfig {
@@ -250,7 +265,16 @@ impl HttpConfig {
                 Some(Probe { url: probe.url, status })
             }
         };
+        #[cfg(feature = "tls")]
+        let trust = text.ca.as_deref().map(|ca| Trust::parse(Some(ca))).transpose()?;
+        #[cfg(not(feature = "tls"))]
+        if text.ca.is_some() {
+            let why = "needs TLS, which this build does not have".into();
+            return Err(ConfigError::Field { field: "ca", why });
+        }
         Ok(HttpConfig {
+            #[cfg(feature = "tls")]
+            trust,
             target,
             method,
             headers,
@@ -312,9 +336,15 @@ mod tests {
         for (text, part) in [
             ("{", "can't be read"),
             (r#"{"uri":"http://a"}"#, "unknown field `uri`"),
-            (r#"{"url":"ftp://a"}"#, "must begin with http://"),
+            (r#"{"url":"ftp://a"}"#, "must begin with https:// or http://"),
+            #[cfg(not(feature = "tls"))]
             (r#"{"url":"https://a"}"#, "needs TLS"),
-            (r#"{"url":"/hook"}"#, "must begin with http://"),
+            (
+                r#"{"url":"http://a","ca":"-----BEGIN"}"#,
+                if cfg!(feature = "tls") { "no certificate" } else { "TLS" },
+            ),
+            (r#"{"url":"http://a","headers":{"traceparent":"x"}}"#, "set by the sink itself"),
+            (r#"{"url":"/hook"}"#, "must begin with https:// or http://"),
             (r#"{"url":"http://u:p@a/"}"#, "name a secret"),
             (r#"{"url":"http://a","method":"GET"}"#, "use POST, PUT or PATCH"),
             (r#"{"url":"http://a","headers":{"webhook-id":"x"}}"#, "set by the sink itself"),

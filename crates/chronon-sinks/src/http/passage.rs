@@ -62,17 +62,31 @@ impl Passage {
 pub(super) struct Guarded<S> {
     stream: S,
     passage: Passage,
+    failed_write: FailedWrite,
+}
+
+/// What a write that failed may have done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FailedWrite {
+    SentNothing,
+    MayHaveSent,
 }
 
 impl<S> Guarded<S> {
     pub(super) fn new(stream: S, passage: Passage) -> Guarded<S> {
-        Guarded { stream, passage }
+        Guarded { stream, passage, failed_write: FailedWrite::SentNothing }
+    }
+
+    /// Around a stream that takes bytes in before it sends them, as TLS does: a write that fails may have sent some.
+    #[cfg(feature = "tls")]
+    pub(super) fn above_a_buffer(stream: S, passage: Passage) -> Guarded<S> {
+        Guarded { stream, passage, failed_write: FailedWrite::MayHaveSent }
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let Guarded { stream, passage } = &mut *self;
+        let Guarded { stream, passage, failed_write } = &mut *self;
         // The lock is held over the write, which does not block: nobody may judge the end between the look and the
         // leap.
         let mut state = passage.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -89,7 +103,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
             }
         }
         let written = Pin::new(stream).poll_write(cx, bytes);
-        if matches!(written, Poll::Ready(Ok(1..))) {
+        let sent = match &written {
+            Poll::Ready(Ok(count)) => 0 < *count,
+            Poll::Ready(Err(_)) => *failed_write == FailedWrite::MayHaveSent,
+            Poll::Pending => false,
+        };
+        if sent {
             *state = State::Open;
         }
         written
