@@ -83,6 +83,9 @@ pub trait Engine: Send + Sync + core::fmt::Debug {
     /// One sink.
     fn sink(&self, name: &SinkName) -> Option<SinkView>;
 
+    /// The sinks that are frozen: nothing may start there. Asked after each op.
+    fn frozen_sinks(&self) -> Vec<SinkName>;
+
     /// What became of the command under this Idempotency-Key, while the key is kept.
     fn key_result(&self, principal: &str, key: &str) -> Option<KeyView>;
 

@@ -424,6 +424,10 @@ impl<M: StateMachine> Engine for Kernel<M> {
         self.outbox.sink_view(name)
     }
 
+    fn frozen_sinks(&self) -> Vec<SinkName> {
+        self.outbox.frozen_sinks()
+    }
+
     fn key_result(&self, principal: &str, key: &str) -> Option<KeyView> {
         let (used, result) = self.keys.get(principal, key, self.now(), &self.limits)?;
         Some(KeyView { used, expires: used + self.limits.key_kept, result: result.clone() })

@@ -8,6 +8,7 @@ use chronon_node::{Back, BackInput, BackOutput, ToBack, ToFront};
 use chronon_vsr::{Instant, Stamp};
 use tokio::sync::mpsc;
 
+use crate::attempts::FrozenSinks;
 use crate::clock::Clock;
 use crate::front::Look;
 use crate::mailbox::{Mailbox, Waited};
@@ -29,6 +30,7 @@ pub(crate) struct BackThread {
     pub(crate) mailbox: Mailbox<BackMessage>,
     pub(crate) to_front: mpsc::Sender<ToFront>,
     pub(crate) start: Box<dyn FnMut(Attempt) + Send>,
+    pub(crate) frozen: FrozenSinks,
     /// Called before each op is executed: tests make it slow here.
     pub(crate) before_commit: Option<Arc<dyn Fn() + Send + Sync>>,
 }
@@ -51,10 +53,14 @@ impl BackThread {
             for message in messages.drain(..) {
                 match message {
                     BackMessage::Front(to_back) => {
-                        if let (Some(hook), ToBack::Commit(_)) = (&self.before_commit, &to_back) {
+                        let commits = matches!(to_back, ToBack::Commit(_));
+                        if let (Some(hook), true) = (&self.before_commit, commits) {
                             hook();
                         }
                         self.back.handle(Clock.now(), BackInput::Front(to_back));
+                        if commits {
+                            self.frozen.set(self.back.engine().frozen_sinks());
+                        }
                     }
                     BackMessage::AttemptEnded { effect, number, stamp, end } => {
                         let input = BackInput::AttemptEnded { effect, number, stamp, end };

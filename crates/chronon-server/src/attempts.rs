@@ -1,9 +1,9 @@
 //! Attempts: carries out what the dispatcher starts, through the executor of the sink's kind.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use chronon_kernel::{Attempt, AttemptEnd, Ended, Evidence};
+use chronon_kernel::{Attempt, AttemptEnd, Ended, Evidence, SinkName};
 use chronon_sinks::GateHandle;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -18,11 +18,28 @@ use crate::mailbox::Mailbox;
 /// How long after its time-out an executor is ended from outside.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// The sinks that are frozen, by what is executed here. Back says so before anybody hears that the freeze is executed, so
+/// that an attempt which waits for its place, or for a connection, sees it at the gate.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FrozenSinks(Arc<Mutex<Vec<SinkName>>>);
+
+impl FrozenSinks {
+    /// These are frozen, and no others.
+    pub(crate) fn set(&self, names: Vec<SinkName>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = names;
+    }
+
+    fn hold(&self, name: &SinkName) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(name)
+    }
+}
+
 /// Starts attempts on the pool.
 #[derive(Clone)]
 pub(crate) struct Attempts {
     pub(crate) admission: Admission,
     pub(crate) gate: GateHandle,
+    pub(crate) frozen: FrozenSinks,
     pub(crate) pool: Handle,
     pub(crate) permits: Arc<Semaphore>,
     pub(crate) back: Mailbox<BackMessage>,
@@ -44,7 +61,8 @@ impl Attempts {
     async fn carry_out(&self, attempt: Attempt) -> AttemptEnd {
         let Ok(_permit) = self.permits.acquire().await else { return AttemptEnd::Abandoned };
         // It may have waited for its place: the gate may have closed meanwhile.
-        if !self.gate.passes(attempt.stamp) {
+        let gate = self.gate_of(attempt.sink.clone());
+        if !gate.passes(attempt.stamp) {
             self.counters.attempts_abandoned.add();
             return AttemptEnd::Abandoned;
         }
@@ -62,7 +80,7 @@ impl Attempts {
         self.counters.attempts_started.add();
         let (effect, patience) = (attempt.effect, attempt.timeout() + GRACE);
         // A task of its own, so that a panic of an executor ends the attempt and nothing else.
-        let mut task = tokio::spawn(executor.execute(attempt, payload, self.gate.clone()));
+        let mut task = tokio::spawn(executor.execute(attempt, payload, gate));
         let end = match timeout(patience, &mut task).await {
             Ok(Ok(end)) => end,
             Ok(Err(panic)) => {
@@ -79,6 +97,12 @@ impl Attempts {
             self.counters.attempts_abandoned.add();
         }
         self.encode_outcome(end)
+    }
+
+    /// The gate of one sink: nothing passes it either while the sink is frozen (protocol §13.3).
+    fn gate_of(&self, sink: SinkName) -> GateHandle {
+        let (gate, frozen) = (self.gate.clone(), self.frozen.clone());
+        GateHandle::new(move |stamp| gate.passes(stamp) && !frozen.hold(&sink))
     }
 
     /// An executor reports an outcome as JSON; the log holds it in the machine's own encoding.

@@ -29,7 +29,7 @@ use tracing::{info, warn};
 
 use crate::admission::Admission;
 use crate::apply::{BackMessage, BackThread};
-use crate::attempts::Attempts;
+use crate::attempts::{Attempts, FrozenSinks};
 use crate::call::{Call, CallError, CallExecutor};
 use crate::clock::Clock;
 use crate::config::{DiskHook, DiskKind, ServerConfig};
@@ -424,9 +424,11 @@ async fn start(
         stop: stop.clone(),
         journal,
     };
+    let frozen = FrozenSinks::default();
     let attempts = Attempts {
         admission: admission.clone(),
         gate: gate_handle,
+        frozen: frozen.clone(),
         pool: pool.handle().clone(),
         permits: Arc::new(Semaphore::new(config.limits.attempts_max)),
         back: back_mailbox.clone(),
@@ -453,6 +455,7 @@ async fn start(
             mailbox,
             to_front,
             start: Box::new(move |attempt| attempts.start(attempt)),
+            frozen,
             before_commit,
         }
     };

@@ -158,6 +158,11 @@ impl Outbox {
         })
     }
 
+    pub(crate) fn frozen_sinks(&self) -> Vec<SinkName> {
+        let frozen = self.books.sinks.iter().filter(|(_, sink)| sink.spec.frozen);
+        frozen.map(|(name, _)| name.clone()).collect()
+    }
+
     pub(crate) fn attempt(&self, order: &Order, stamp: Stamp) -> Option<Attempt> {
         let effect = self.effects.get(&order.effect)?;
         let sink = self.books.sinks.get(&effect.sink)?;

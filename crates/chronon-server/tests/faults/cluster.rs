@@ -263,6 +263,13 @@ impl Cluster {
         serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 
+    /// Asks a replica for something with a POST that has no body, and asserts that it is done.
+    pub(crate) async fn post(&self, replica: u8, path: &str) {
+        let (port, path) = (self.ports[usize::from(replica)][2], path.to_owned());
+        let text = tokio::task::spawn_blocking(move || request(port, "POST", &path, "", "")).await.unwrap();
+        assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+    }
+
     /// What the machine knows, on every replica alike.
     pub(crate) async fn books(&self) -> Books {
         let newest = within("query", self.client(0).query(&())).await.unwrap();

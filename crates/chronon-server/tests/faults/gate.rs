@@ -335,3 +335,41 @@ async fn without_faults_each_effect_is_called_once() {
     assert_eq!(receiver.seen.lock().unwrap().len(), 40);
     assert_eq!(cluster.count("attempts_started").await, 40);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_freeze_stops_what_waits_for_its_turn_and_holds_after_a_fail_over() {
+    let receiver = Receiver::new();
+    // One call fills a replica: what was ordered behind it has left the dispatcher and waits.
+    let setup = Setup { attempts_max: 1, serve: receiver.serve(), ..Setup::new(3) };
+    let cluster = Cluster::start(setup).await;
+    let (old, view) = cluster.primary_after(None).await;
+    send(&cluster, old, 1).await;
+    send(&cluster, old, 2).await;
+    let everything = || &receiver.seen(Caller::Old) | &receiver.seen(Caller::New);
+    eventually("one is called", async || everything().len() == 1).await;
+    let called = everything().first().copied().unwrap();
+    let waiting = 3 - called;
+
+    cluster.post(old, "/v1/sinks/out/freeze").await;
+    receiver.reply(Caller::Old, called, Reply::Done);
+    receiver.reply(Caller::New, called, Reply::Done);
+    // The way is free, and the freeze is acknowledged.
+    let abandoned = async || 1 <= cluster.count("attempts_abandoned").await;
+    eventually("the other comes to the gate", abandoned).await;
+    let settled = async || heard(&cluster, old).await.contains_key(&called);
+    eventually("what was under way ends and is recorded", settled).await;
+    assert_eq!(everything(), BTreeSet::from([called]), "and the other does not pass");
+
+    cluster.links.set_all_of(old, Mode::Lose);
+    let (new, _) = cluster.primary_after(Some(view)).await;
+    // sleeps: nothing may happen in this time; a start needs a few milliseconds.
+    tokio::time::sleep(2 * Gate::AGE_MAX).await;
+    assert_eq!(everything(), BTreeSet::from([called]), "nor at the new primary");
+
+    receiver.reply(Caller::Old, waiting, Reply::Done);
+    receiver.reply(Caller::New, waiting, Reply::Done);
+    cluster.post(new, "/v1/sinks/out/thaw").await;
+    let settled = async || heard(&cluster, new).await.len() == 2;
+    eventually("what was held back is called once the sink is thawed", settled).await;
+    assert_eq!(everything(), BTreeSet::from([1, 2]));
+}
