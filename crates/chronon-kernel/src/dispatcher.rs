@@ -204,15 +204,19 @@ impl Dispatcher {
             return;
         }
         match order.claim {
-            ClaimState::Needed => {
+            ClaimState::Needed if !self.mutations.breaks(Mutation::StartBeforeCommit) => {
                 if now.wall < order.start_before {
                     self.claims.insert(order.effect, order.sequence);
                     self.propose_claim(now, order, 0);
                 }
             }
             // Its primary is gone; the first op of this stamp puts it in doubt.
-            ClaimState::Claimed(born) if born != stamp => {}
-            ClaimState::Claimed(_) | ClaimState::NotNeeded => {
+            ClaimState::Claimed(born)
+                if born != stamp && !self.mutations.breaks(Mutation::StartOthersClaim) => {}
+            ClaimState::Needed | ClaimState::Claimed(_) | ClaimState::NotNeeded => {
+                if order.claim == ClaimState::Needed {
+                    self.propose_claim(now, order, 0);
+                }
                 self.claims.remove(&order.effect);
                 if order.start_before <= now.wall {
                     return;

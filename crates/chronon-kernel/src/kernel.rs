@@ -187,6 +187,7 @@ impl<M: StateMachine> Kernel<M> {
         };
         match known {
             Known::New => {}
+            Known::Result(_) if self.mutations.breaks(Mutation::ApplyRepeats) => {}
             Known::Refused(refusal) => return RequestResult::Refused(refusal),
             Known::Result(result) => {
                 if let Origin::Session { session, .. } = origin {

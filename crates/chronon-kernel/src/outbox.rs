@@ -344,7 +344,7 @@ impl Outbox {
     fn advance(&mut self, lane_key: &LaneKey) {
         let books = &mut self.books;
         let Some(lane) = books.lanes.get(lane_key) else { return };
-        if lane.holder.is_some() {
+        if lane.holder.is_some() && !self.mutations.breaks(Mutation::LaneOvertakes) {
             return;
         }
         let Some((_, next)) = lane.queue.get_min().copied() else { return };
@@ -723,7 +723,8 @@ impl Outbox {
             contract: effect.contract,
             kind: effect.kind(),
             doubt: effect.doubt(books.place.reign),
-            settled_down: effect.ask.is_some_and(|firm| firm <= effect.released),
+            settled_down: effect.ask.is_some_and(|firm| firm <= effect.released)
+                || self.mutations.breaks(Mutation::ProbeFirmAtOnce),
         };
         if let Ended::Permanent { freeze: true, .. } = &ended {
             let sink = books.sinks.get_mut(&effect.sink).expect("open effects have a sink");
@@ -737,7 +738,11 @@ impl Outbox {
             Ended::Definite { retry_after, .. } => retry_after.unwrap_or_default(),
             _ => Duration::ZERO,
         };
-        match judge(known, End::of(&ended)) {
+        let end = match End::of(&ended) {
+            End::Ambiguous if self.mutations.breaks(Mutation::AmbiguousIsDefinite) => End::Definite,
+            end => end,
+        };
+        match judge(known, end) {
             Verdict::Deliver => {
                 let Ended::Delivered { outcome, .. } = ended else { unreachable!("only that is a delivery") };
                 self.settle(id, Outcome::Delivered(outcome.into()));

@@ -4,7 +4,9 @@ use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use chronon_kernel::{Answer, Batch, Busy, Consistency, NotExecuted, Request, RequestResult};
+use chronon_kernel::{
+    Answer, Batch, Busy, Consistency, NotExecuted, Origin, Refusal, Request, RequestResult,
+};
 use chronon_vsr::{
     Applied, BODY_SIZE_MAX, Checkpoint, Checksum, Durable, Entry, Event, Input, Instant, Message, Mutation,
     NotProposed, NotReadable, Now, Op, OpRef, Options, Output, ReadNumber, Recipients, Recovered, Replica,
@@ -341,6 +343,11 @@ impl Front {
             let (size, limit) = (request.len() as u64, REQUEST_SIZE_MAX as u64);
             return self.not_executed(token, NotExecuted::TooLarge { size, limit });
         }
+        if self.replica.options().mutations.breaks(Mutation::RefuseFromStaleSessions)
+            && self.is_session_unknown_here(&request)
+        {
+            return self.answer(token, Answer::Decided(RequestResult::Refused(Refusal::SessionEvicted)));
+        }
         if !matches!(self.role, Role::Primary { .. }) {
             return self.not_executed(token, self.no_primary());
         }
@@ -351,6 +358,16 @@ impl Front {
             return self.not_executed(token, busy(Busy::QueueFull));
         }
         self.enqueue(Some(token), request);
+    }
+
+    /// The sabotage of [`Mutation::RefuseFromStaleSessions`]: a session that this replica has not executed yet.
+    fn is_session_unknown_here(&self, request: &[u8]) -> bool {
+        match Request::decode(request) {
+            Some(Request::Command { origin: Origin::Session { session, .. }, .. }) => {
+                self.applied.value() < session.0.op
+            }
+            Some(_) | None => false,
+        }
     }
 
     /// A request of Back's own. It is ordered like any other, or carried to the primary; losing it is allowed, since

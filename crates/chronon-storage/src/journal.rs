@@ -332,7 +332,12 @@ impl Journal {
         self.superblock.sequence += 1;
         self.superblock.parent = self.superblock_checksum;
         self.superblock.state = superblock::within_bounds(state);
-        let (steps, checksum) = self.superblock.steps();
+        let (mut steps, checksum) = self.superblock.steps();
+        if self.mutations.breaks(Mutation::SuperblockInOneWrite)
+            && let Some(flush) = steps.iter().position(|step| matches!(step, Step::Flush { .. }))
+        {
+            steps.remove(flush);
+        }
         self.superblock_checksum = checksum;
         Some(self.job(steps, Undertaking::Superblock { number }))
     }

@@ -1,10 +1,23 @@
 //! Run-time switches that each break one guard. Tests turn one on and must see a checker fail: a guard that no test
 //! misses is no guard. Without the feature `mutations` every switch is off and compiles to nothing.
 
-/// One broken guard. The names are the rows of §12.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[non_exhaustive]
-pub enum Mutation {
+macro_rules! mutations {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// One broken guard. The names are the rows of §12.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[non_exhaustive]
+        pub enum Mutation {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Mutation {
+            /// Every guard that can be broken, with its name.
+            pub const ALL: &[(Mutation, &str)] = &[$((Mutation::$name, stringify!($name)),)*];
+        }
+    };
+}
+
+mutations! {
     /// The WAL reports a group durable before its flush.
     AckBeforeFlush,
     /// A faulty entry counts as a nack.
@@ -21,7 +34,7 @@ pub enum Mutation {
     DoViewChangeBeforePersist,
     /// A new primary reads and starts effects before its view's first commit point.
     ServeBeforeFirstCommit,
-    /// An effect starts when it is emitted, before its op is committed.
+    /// An effect that must be claimed starts before its claim is committed.
     StartBeforeCommit,
     /// A claimed at-most-once effect is started again after a fail-over.
     RerunClaimed,
@@ -73,6 +86,32 @@ pub enum Mutation {
     ForgetSessionsInCheckpoint,
     /// The outbox is missing in what a checkpoint restores.
     ForgetOutboxInCheckpoint,
+    /// A primary commits with one vote less than Qr.
+    CommitWithoutQuorum,
+    /// A primary counts its own vote before its own entry is durable.
+    OwnVoteBeforeFlush,
+    /// A primary gives log time by its own wall clock alone.
+    LogTimeFromOneClock,
+    /// A primary never sends again what was not acked.
+    NeverResend,
+    /// A backup takes what an older stamp's primary says.
+    OldPrimaryStillHeard,
+    /// A backup answers a read from what it knows itself.
+    BackupReadsAlone,
+    /// A read round counts for the gate as soon as it is opened.
+    GateWithoutRound,
+    /// All copies of the superblock are written before the first flush.
+    SuperblockInOneWrite,
+    /// A request is applied each time that it is ordered.
+    ApplyRepeats,
+    /// A claim of an earlier primary is started as if it were one's own.
+    StartOthersClaim,
+    /// A probe's "no" counts before `settle` has passed.
+    ProbeFirmAtOnce,
+    /// A call of unknown end counts as one that never reached the sink.
+    AmbiguousIsDefinite,
+    /// The effects of a lane do not wait for one another.
+    LaneOvertakes,
 }
 
 /// The guards that are broken in this run: none, or one.

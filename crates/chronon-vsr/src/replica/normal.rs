@@ -125,7 +125,9 @@ impl Replica {
 
     /// Whether a message comes from the primary of the stamp that this backup is normal in; notes that it lives.
     fn hears_primary(&mut self, from: ReplicaId, stamp: Stamp) -> bool {
-        if stamp != self.stamp || self.membership.primary(stamp) != from {
+        let is_heard = stamp == self.stamp
+            || (stamp < self.stamp && self.options.mutations.breaks(Mutation::OldPrimaryStillHeard));
+        if !is_heard || self.membership.primary(stamp) != from {
             return false; // Of a stamp that was left: note_stamp has seen to a newer one.
         }
         self.heard_primary();

@@ -102,6 +102,9 @@ impl Replica {
     /// The next timestamp: what a quorum of clocks agrees on, and always after the one before.
     fn log_time(&mut self) -> Timestamp {
         let previous = self.log.head_timestamp();
+        if self.options.mutations.breaks(Mutation::LogTimeFromOneClock) {
+            return self.now.wall;
+        }
         let agreed = self.clock.agreed(self.now, self.quorums.view_change);
         if agreed.is_none() != self.clock_degraded {
             self.clock_degraded = agreed.is_none();
@@ -169,7 +172,7 @@ impl Replica {
         let mut op = self.log.committed().op;
         while op < self.head() {
             op = op.next();
-            if self.is_ackable(op)
+            if (self.is_ackable(op) || self.options.mutations.breaks(Mutation::OwnVoteBeforeFlush))
                 && let Part::Leading(leading) = &mut self.part
             {
                 leading.votes.entry(op).or_default().insert(self.me);
@@ -210,11 +213,12 @@ impl Replica {
     /// Commits in op order what enough voters have made durable.
     fn commit_voted(&mut self) {
         let before = self.log.committed().op;
+        let one_less = usize::from(self.options.mutations.breaks(Mutation::CommitWithoutQuorum));
         while self.log.committed().op < self.head() {
             let next = self.log.committed().op.next();
             let Part::Leading(leading) = &mut self.part else { return };
             let voters = leading.votes.get(&next).map_or(0, BTreeSet::len);
-            if voters < self.quorums.replication {
+            if voters + one_less < self.quorums.replication {
                 break;
             }
             let voters = leading.votes.remove(&next).unwrap_or_default();
@@ -270,6 +274,9 @@ impl Replica {
         if !leading.announced {
             return Instant::NEVER;
         }
+        if self.options.mutations.breaks(Mutation::NeverResend) {
+            return leading.heartbeat_at;
+        }
         leading.heartbeat_at.min(leading.resend.at)
     }
 
@@ -292,7 +299,7 @@ impl Replica {
             }
         }
         let Part::Leading(leading) = &self.part else { return };
-        if leading.resend.is_due(now) {
+        if leading.resend.is_due(now) && !self.options.mutations.breaks(Mutation::NeverResend) {
             self.resend_prepares();
         }
     }

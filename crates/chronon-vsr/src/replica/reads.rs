@@ -102,6 +102,9 @@ impl Replica {
         match self.primary() {
             None => return Err(NotReadable::NoPrimary),
             Some(primary) if primary == self.me => self.join_round(Reader::Here(read))?,
+            Some(_) if self.options.mutations.breaks(Mutation::BackupReadsAlone) => {
+                self.answer_read(Reader::Here(read), self.log.committed().op);
+            }
             Some(primary) => {
                 if READS_MAX <= self.reads.asked.len() {
                     return Err(NotReadable::TooMany);
@@ -167,6 +170,10 @@ impl Replica {
             disk_age_us: self.disk_age_us(),
         };
         self.send(Recipients::All, commit);
+        if self.options.mutations.breaks(Mutation::GateWithoutRound) {
+            let round = RoundConfirmed { stamp: self.stamp, sent: now };
+            self.outputs.push_back(Output::RoundConfirmed(round));
+        }
         self.confirm_rounds();
     }
 
