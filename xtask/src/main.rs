@@ -31,6 +31,11 @@ enum Task {
     Ci,
     /// Formats the workspace
     Fix,
+    /// Breaks each guard in turn and sees whether the default swarm notices: the table of docs/simulation.md
+    Mutants {
+        /// Only these mutations, by name
+        only: Vec<String>,
+    },
     /// Checks what neither the compiler nor clippy can: arrows between crates, words, docs against code
     Tidy,
 }
@@ -41,6 +46,7 @@ fn main() -> ExitCode {
         Task::Test { filter } => tasks::test(&root, filter.as_deref()),
         Task::Ci => tasks::ci(&root),
         Task::Fix => tasks::fix(&root),
+        Task::Mutants { only } => tasks::mutants(&root, &only),
         Task::Tidy => tasks::tidy(&root),
     };
     match done {

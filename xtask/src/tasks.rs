@@ -57,6 +57,14 @@ pub(crate) fn ci(root: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Breaks each guard in turn. On all cores, one world a core; fails when one survives.
+pub(crate) fn mutants(root: &Path, only: &[String]) -> Result<()> {
+    let mut mutants =
+        cargo(root, &["run", "--quiet", "-p", "chronon-cli", "--all-features", "--locked", "--"]);
+    mutants.args(["sim", "mutants"]).args(only);
+    run(mutants)
+}
+
 /// Formats the workspace.
 pub(crate) fn fix(root: &Path) -> Result<()> {
     run(cargo(root, &["fmt", "--all"]))

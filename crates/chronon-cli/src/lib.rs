@@ -75,7 +75,7 @@ fn carry_out<M: StateMachine>(command: Command) -> anyhow::Result<ExitCode> {
         Command::Effects(command) => operate::effects(&command),
         Command::Sinks(command) => operate::sinks(&command),
         Command::Bench(command) => bench::run(&command),
-        Command::Sim(command) => Ok(sim::run(&command)),
+        Command::Sim(command) => sim::run(&command),
         Command::InternalReplica(arguments) => {
             children::end_with_parent()?;
             replica::start_internal(&arguments)

@@ -1,23 +1,68 @@
 //! `chronon sim`: the deterministic simulator from the command line.
 
-use std::collections::BTreeMap;
+#[cfg(feature = "mutations")]
+mod mutants;
+mod story;
+mod tally;
+
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use chronon_sim::{BankWorkload, Checker, Report, Swarm, TraceMode};
-use chronon_vsr::{Mutations, VOTERS_MAX};
+use anyhow::Context as _;
+use chronon_sim::{Checker, Menu, Narrowed, Report, Swarm, TraceMode};
+use chronon_vsr::VOTERS_MAX;
 
-/// How often progress is told.
+use story::Filter;
+use tally::Tally;
+
+/// How often progress is told where no bar can be drawn.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
+
+const EXIT_CODES: &str = "Exit code: 0 all well, 2 safety, 3 liveness, 4 a panic in the code under test.";
 
 /// Run whole clusters in simulation: one thread, one virtual clock, every kind of fault
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum SimCommand {
     /// Run seeds until one fails
-    #[command(after_help = "Exit code: 0 all well, 2 safety, 3 liveness, 4 a panic in the code under test.")]
+    #[command(after_help = EXIT_CODES)]
     Run(RunArguments),
     /// Run one seed again
+    #[command(after_help = EXIT_CODES)]
     Replay(ReplayArguments),
+    /// Break each guard in turn, and see whether some judge objects
+    #[cfg(feature = "mutations")]
+    Mutants(mutants::MutantsArguments),
+}
+
+/// What the seed would otherwise draw.
+#[derive(Debug, clap::Args)]
+struct Fixed {
+    /// What the cluster runs
+    #[arg(long, value_enum, default_value_t = WorkloadName::Bank)]
+    workload: WorkloadName,
+    /// Always this many replicas, instead of what the seed draws
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=VOTERS_MAX as i64))]
+    replicas: Option<u8>,
+    /// Only these kinds of fault: names with commas between them, `none`, or `all`
+    #[arg(long, value_name = "KINDS")]
+    faults: Option<Menu>,
+    /// Always this many clients
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    clients: Option<u32>,
+    /// Always this many calls, by all clients together
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    calls: Option<u32>,
+    /// A guard to break
+    #[cfg(feature = "mutations")]
+    #[arg(long = "break", value_name = "MUTATION", value_parser = mutants::by_name)]
+    broken: Option<chronon_vsr::Mutation>,
+}
+
+/// Workloads that the command knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum WorkloadName {
+    /// Transfers between a few accounts, each with a webhook.
+    Bank,
 }
 
 #[derive(Debug, clap::Args)]
@@ -29,17 +74,22 @@ pub(crate) struct RunArguments {
     #[arg(long, default_value_t = 0)]
     from: u64,
     /// Only this seed
-    #[arg(long, conflicts_with_all = ["seeds", "from"])]
+    #[arg(long, conflicts_with_all = ["seeds", "from", "minutes"])]
     seed: Option<u64>,
-    /// Stop after this many minutes, however many seeds there are
-    #[arg(long)]
+    /// As many seeds as there is time for
+    #[arg(long, conflicts_with = "seeds")]
     minutes: Option<u64>,
-    /// Always this many replicas, instead of what the seed draws
-    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=VOTERS_MAX as i64))]
-    replicas: Option<u8>,
+    /// Worlds at once; all cores unless given
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    jobs: Option<u16>,
     /// Go on after a failure
     #[arg(long)]
     keep_going: bool,
+    /// One JSON object on standard output
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    fixed: Fixed,
 }
 
 #[derive(Debug, clap::Args)]
@@ -49,75 +99,150 @@ pub(crate) struct ReplayArguments {
     /// Print everything that happens
     #[arg(long)]
     trace: bool,
-    /// As given to `sim run`
-    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=VOTERS_MAX as i64))]
-    replicas: Option<u8>,
+    #[command(flatten)]
+    filter: Filter,
+    /// The report as one JSON object on standard output, after the trace
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    fixed: Fixed,
 }
 
 /// Carries out a command of the simulator.
-pub(crate) fn run(command: &SimCommand) -> ExitCode {
+pub(crate) fn run(command: &SimCommand) -> anyhow::Result<ExitCode> {
+    // What the code under test panics with is in the report.
+    std::panic::set_hook(Box::new(|_| {}));
     match command {
         SimCommand::Run(arguments) => run_seeds(arguments),
         SimCommand::Replay(arguments) => replay(arguments),
+        #[cfg(feature = "mutations")]
+        SimCommand::Mutants(arguments) => mutants::run(arguments),
     }
 }
 
-fn swarm(replicas: Option<u8>, trace: TraceMode) -> Swarm {
-    Swarm {
-        workload: |prng| Box::new(BankWorkload::draw(prng)),
-        mutations: Mutations::NONE,
-        replicas: replicas.map(usize::from),
-        menu: None,
-        trace,
+impl Fixed {
+    fn swarm(&self, trace: TraceMode) -> Swarm {
+        let WorkloadName::Bank = self.workload;
+        let swarm = Swarm::bank();
+        Swarm {
+            replicas: self.replicas.map(usize::from),
+            menu: self.faults,
+            clients: self.clients,
+            calls: self.calls,
+            trace,
+            #[cfg(feature = "mutations")]
+            mutations: self.broken.map_or(chronon_vsr::Mutations::NONE, chronon_vsr::Mutations::broken),
+            ..swarm
+        }
     }
 }
 
-fn run_seeds(arguments: &RunArguments) -> ExitCode {
-    let seeds = match arguments.seed {
-        Some(seed) => seed..seed.saturating_add(1),
-        None => arguments.from..arguments.from.saturating_add(arguments.seeds),
+fn run_seeds(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
+    let seeds = match (arguments.seed, arguments.minutes) {
+        (Some(seed), _) => seed..seed.saturating_add(1),
+        (None, Some(_)) => arguments.from..u64::MAX,
+        (None, None) => arguments.from..arguments.from.saturating_add(arguments.seeds),
     };
-    let began = Instant::now();
-    let until = arguments.minutes.map(|minutes| began + Duration::from_secs(60 * minutes));
-    let mut told = began;
-    let mut runs: u64 = 0;
-    let mut commands: u64 = 0;
-    let mut reached: BTreeMap<String, u64> = BTreeMap::new();
-    let failures = swarm(arguments.replicas, TraceMode::Fingerprint).run_seeds(seeds, |report| {
-        runs += 1;
-        commands += report.commands as u64;
-        for event in report.coverage.keys() {
-            *reached.entry(event.clone()).or_default() += 1;
-        }
-        if report.failure.is_some() {
-            println!("{report}");
-        }
-        if PROGRESS_EVERY <= told.elapsed() {
-            told = Instant::now();
-            eprintln!("{runs} seeds, {:.0} a minute", per_minute(runs, began.elapsed()));
-        }
-        let in_time = until.is_none_or(|until| Instant::now() < until);
+    let until = arguments.minutes.map(|minutes| Duration::from_secs(60 * minutes));
+    let swarm = arguments.fixed.swarm(TraceMode::Fingerprint);
+    let mut tally = Tally::new(until.is_none().then(|| seeds.end - seeds.start), until);
+    let failures = swarm.run_seeds_on(jobs(arguments.jobs), seeds, |report| {
+        tally.count(report);
+        let in_time = until.is_none_or(|until| tally.elapsed() < until);
         in_time && (report.failure.is_none() || arguments.keep_going)
     });
-    println!(
-        "{runs} seeds, {} failed, {commands} commands, {:.0} seeds a minute",
-        failures.len(),
-        per_minute(runs, began.elapsed())
-    );
-    for (event, seeds) in &reached {
-        println!("  {seeds:>6} seeds reached {event}");
+    tally.end();
+    let narrowed = failures.first().map(|first| {
+        eprintln!("seed {} fails; looking for the smallest world in which it does …", first.seed);
+        swarm.narrow(first)
+    });
+    if arguments.json {
+        println!(
+            "{}",
+            tally.json(&failures, narrowed.as_ref().map(|narrowed| explain_json(&swarm, narrowed)))
+        );
+    } else {
+        for failure in &failures {
+            println!("{failure}");
+        }
+        if let Some(narrowed) = &narrowed {
+            println!("{}", explain(&swarm, narrowed));
+        }
+        println!("{}", tally.summary(failures.len()));
     }
-    failures.first().map_or(ExitCode::SUCCESS, exit_code)
+    Ok(failures.first().map_or(ExitCode::SUCCESS, exit_code))
 }
 
-fn replay(arguments: &ReplayArguments) -> ExitCode {
-    let trace = if arguments.trace { TraceMode::Lines } else { TraceMode::Fingerprint };
-    let report = swarm(arguments.replicas, trace).run_seed(arguments.seed);
-    for line in &report.trace {
-        println!("{line}");
+fn replay(arguments: &ReplayArguments) -> anyhow::Result<ExitCode> {
+    let wanted = arguments.trace || arguments.filter.is_given();
+    let trace = if wanted { TraceMode::Lines } else { TraceMode::Fingerprint };
+    let filter = arguments.filter.compile().context("the filter of the trace")?;
+    let report = arguments.fixed.swarm(trace).run_seed(arguments.seed);
+    story::print(&report.trace, &filter)?;
+    if arguments.json {
+        println!("{}", tally::report_json(&report));
+    } else {
+        println!("{report}");
     }
-    println!("{report}");
-    exit_code(&report)
+    Ok(exit_code(&report))
+}
+
+/// The smallest world that was found, which code it ran, and how to run it again.
+fn explain(swarm: &Swarm, narrowed: &Narrowed) -> String {
+    let Narrowed { report, runs, .. } = narrowed;
+    let violation = report.failure.as_ref().map(|(_, violation)| violation.to_string()).unwrap_or_default();
+    let config = report.config.clients;
+    format!(
+        "\nthe smallest of {runs} worlds that fail like it:\n  {violation}\n  {} replicas, {} clients, {} calls, \
+         faults {}\n  code: {}\n  run it again: {}\n",
+        report.replicas,
+        config.clients,
+        config.clients * config.calls,
+        report.menu,
+        commit(),
+        rerun(swarm, narrowed),
+    )
+}
+
+fn explain_json(swarm: &Swarm, narrowed: &Narrowed) -> serde_json::Value {
+    serde_json::json!({
+        "report": tally::report_json(&narrowed.report),
+        "worlds_tried": narrowed.runs,
+        "code": commit(),
+        "rerun": rerun(swarm, narrowed),
+    })
+}
+
+fn rerun(swarm: &Swarm, narrowed: &Narrowed) -> String {
+    #[cfg(feature = "mutations")]
+    let broken = mutants::flag(swarm);
+    #[cfg(not(feature = "mutations"))]
+    let broken = {
+        let _ = swarm;
+        ""
+    };
+    format!("chronon sim replay {}{}{broken} --trace", narrowed.report.seed, narrowed.flags())
+}
+
+/// Which code ran. The tree that it was built from is asked, if it is still there; otherwise only the version is known.
+fn commit() -> String {
+    let git = |arguments: &[&str]| {
+        let mut command = std::process::Command::new("git");
+        let output = command.args(["-C", env!("CARGO_MANIFEST_DIR")]).args(arguments).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let version = env!("CARGO_PKG_VERSION");
+    match git(&["rev-parse", "--short=12", "HEAD"]) {
+        None => format!("chronon {version}"),
+        Some(head) => {
+            let changed = git(&["status", "--porcelain"]).is_none_or(|changes| !changes.is_empty());
+            format!("chronon {version}, commit {head}{}", if changed { " with changes" } else { "" })
+        }
+    }
+}
+
+fn jobs(given: Option<u16>) -> usize {
+    given.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
 }
 
 fn per_minute(runs: u64, elapsed: Duration) -> f64 {

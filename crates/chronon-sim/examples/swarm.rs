@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use chronon_sim::{BankWorkload, Swarm, TraceMode};
-use chronon_vsr::Mutations;
+use chronon_sim::{Swarm, TraceMode};
 
 fn main() {
     let numbers: Vec<u64> = std::env::args().skip(1).filter_map(|text| text.parse().ok()).collect();
@@ -13,13 +12,7 @@ fn main() {
         [from, to] => (from..to, TraceMode::Fingerprint),
         _ => (0..100, TraceMode::Fingerprint),
     };
-    let swarm = Swarm {
-        workload: |prng| Box::new(BankWorkload::draw(prng)),
-        mutations: Mutations::NONE,
-        replicas: None,
-        menu: None,
-        trace,
-    };
+    let swarm = Swarm { trace, ..Swarm::bank() };
     let began = Instant::now();
     let mut coverage: BTreeMap<String, u64> = BTreeMap::new();
     let mut runs = 0;

@@ -118,6 +118,18 @@ impl Workload for BankWorkload {
         encode(&Outcome { status: 200 })
     }
 
+    fn describe_command(&self, command: &[u8]) -> String {
+        decode::<Command>(command).map_or_else(|| "what is no command".to_owned(), |it| format!("{it:?}"))
+    }
+
+    fn describe_reply(&self, reply: &[u8]) -> String {
+        decode::<Reply>(reply).map_or_else(|| "what is no reply".to_owned(), |it| format!("{it:?}"))
+    }
+
+    fn describe_effect(&self, effect: &[u8]) -> String {
+        decode::<Effect>(effect).map_or_else(|| "what is no effect".to_owned(), |it| format!("{it:?}"))
+    }
+
     fn check_quiet(&self, quiet: &Quiet<'_>) -> Result<(), String> {
         let mut model = Model::default();
         for applied in &quiet.applied {

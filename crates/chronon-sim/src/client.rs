@@ -1,5 +1,6 @@
 //! Clients: sessions and keys, one call at a time, retried under the same name at any replica until the truth is known.
 
+use core::fmt;
 use std::collections::BTreeSet;
 
 use chronon_kernel::{Consistency, Origin, SessionId, SinkName, SinkSpec};
@@ -50,6 +51,12 @@ impl ClientConfig {
 /// Names a call for the whole run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CallId(pub u64);
+
+impl fmt::Display for CallId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "call {}", self.0)
+    }
+}
 
 /// What a call asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]

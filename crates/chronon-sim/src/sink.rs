@@ -11,6 +11,9 @@ use chronon_vsr::{Duration, Instant, Prng};
 
 use crate::network::exponential;
 
+/// How long a sink that remembers errors remembers them: a run must come to an end.
+const ERRORS_KEPT: Duration = Duration::from_secs(5);
+
 /// What a sink is able to do against repeats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SinkKind {
@@ -20,6 +23,8 @@ pub enum SinkKind {
     Deduplicating {
         /// How long a key is remembered.
         window: Duration,
+        /// Whether an error is remembered too, and answered again.
+        replays_errors: bool,
     },
     /// Acts every time that it is asked, and can be asked whether a key landed.
     Askable,
@@ -32,7 +37,9 @@ impl SinkKind {
     pub fn of(contract: Contract) -> SinkKind {
         match contract {
             Contract::Transactional => SinkKind::Store,
-            Contract::Idempotent { window, .. } => SinkKind::Deduplicating { window },
+            Contract::Idempotent { window, replays_errors } => {
+                SinkKind::Deduplicating { window, replays_errors }
+            }
             Contract::Probe { .. } => SinkKind::Askable,
             Contract::AtMostOnce | Contract::AtLeastOnce => SinkKind::Webhook,
         }
@@ -126,6 +133,8 @@ pub struct Sink {
     /// Calls that arrived, acting or not.
     arrivals: u64,
     by_key: BTreeMap<EffectKey, Vec<usize>>,
+    /// Keys whose first call ended in an error, and when.
+    errors: BTreeMap<EffectKey, Instant>,
     /// Keys that are being worked on.
     working: BTreeSet<EffectKey>,
     fence: Option<Fence>,
@@ -142,6 +151,7 @@ impl Sink {
             ledger: Vec::new(),
             arrivals: 0,
             by_key: BTreeMap::new(),
+            errors: BTreeMap::new(),
             working: BTreeSet::new(),
             fence: None,
             fenced: 0,
@@ -203,7 +213,7 @@ impl Sink {
             };
             return Plan::Answer(delay, answer);
         }
-        if let SinkKind::Deduplicating { window } = self.kind {
+        if let SinkKind::Deduplicating { window, .. } = self.kind {
             if self.working.contains(&attempt.key) {
                 return Plan::Answer(delay, Ended::InProgress { evidence: evidence("409") });
             }
@@ -212,6 +222,9 @@ impl Sink {
                     delay,
                     Ended::Delivered { outcome: outcome(), evidence: evidence("200, known key") },
                 );
+            }
+            if self.errors.get(&attempt.key).is_some_and(|at| now.since(*at) <= window.min(ERRORS_KEPT)) {
+                return Plan::Answer(delay, Ended::Ambiguous { evidence: evidence("503, known key") });
             }
         }
         if self.kind == SinkKind::Store {
@@ -231,6 +244,9 @@ impl Sink {
             }
         }
         if self.chance(self.behaviour.error_before) {
+            if matches!(self.kind, SinkKind::Deduplicating { replays_errors: true, .. }) {
+                self.errors.insert(attempt.key.clone(), now);
+            }
             return Plan::Answer(delay, Ended::Ambiguous { evidence: evidence("503") });
         }
         // A firm no depends on what is asked, not on the hour: the same key hears it every time.

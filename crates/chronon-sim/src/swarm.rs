@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use chronon_vsr::{Duration, Instant, Mutations, Prng, ReplicaId};
 
 use crate::{
-    Checker, ClientConfig, Config, DiskConfig, Fault, NetworkConfig, Pace, SinkBehaviour, Trace, TraceMode,
-    Violation, Workload, World,
+    BankWorkload, Checker, ClientConfig, Config, DiskConfig, Fault, NetworkConfig, Pace, SinkBehaviour,
+    Trace, TraceMode, Violation, Workload, World,
 };
 
 /// The safety phase ends at this world time, whatever the clients have left to do.
@@ -44,6 +45,8 @@ pub struct Report {
     pub replicas: usize,
     /// The faults that this seed could have.
     pub menu: Menu,
+    /// What else this seed drew.
+    pub config: Config,
     /// World time at the end.
     pub world_time: Duration,
     /// Ops committed.
@@ -79,7 +82,7 @@ impl fmt::Display for Report {
             self.world_time.as_secs_f64()
         )?;
         if self.failure.is_some() {
-            write!(f, "\n{}\nrun it again: chronon sim replay {seed} --trace", self.menu)?;
+            write!(f, "\nfaults that it could have: {}", self.menu)?;
         }
         Ok(())
     }
@@ -115,24 +118,58 @@ pub struct Menu {
 }
 
 impl Menu {
-    const KINDS: u32 = 12;
+    const KINDS: usize = 12;
+
+    /// Every kind of misfortune.
+    pub const ALL: Menu = Menu {
+        kill: true,
+        power: true,
+        pause: true,
+        partition: true,
+        wires: true,
+        stall: true,
+        disk_error: true,
+        rot: true,
+        clock: true,
+        sinks: true,
+        clients: true,
+        step_down: true,
+    };
+
+    /// Every kind with its name.
+    fn switches(&mut self) -> [(&'static str, &mut bool); Menu::KINDS] {
+        [
+            ("kill", &mut self.kill),
+            ("power", &mut self.power),
+            ("pause", &mut self.pause),
+            ("partition", &mut self.partition),
+            ("wires", &mut self.wires),
+            ("stall", &mut self.stall),
+            ("disk-error", &mut self.disk_error),
+            ("rot", &mut self.rot),
+            ("clock", &mut self.clock),
+            ("sinks", &mut self.sinks),
+            ("clients", &mut self.clients),
+            ("step-down", &mut self.step_down),
+        ]
+    }
 
     fn from_bits(bits: u64) -> Menu {
-        let has = |bit: u32| bits >> bit & 1 == 1;
-        Menu {
-            kill: has(0),
-            power: has(1),
-            pause: has(2),
-            partition: has(3),
-            wires: has(4),
-            stall: has(5),
-            disk_error: has(6),
-            rot: has(7),
-            clock: has(8),
-            sinks: has(9),
-            clients: has(10),
-            step_down: has(11),
+        let mut menu = Menu::default();
+        for (bit, (_, on)) in menu.switches().into_iter().enumerate() {
+            *on = bits >> bit & 1 == 1;
         }
+        menu
+    }
+
+    /// The same with one kind less, for each kind that it has.
+    pub fn without_one(self) -> Vec<Menu> {
+        let one_off = |kind: usize| {
+            let mut menu = self;
+            let on = menu.switches().into_iter().nth(kind).map(|(_, on)| std::mem::take(on));
+            (on == Some(true)).then_some(menu)
+        };
+        (0..Menu::KINDS).filter_map(one_off).collect()
     }
 
     /// No faults, one kind alone, some, or all of them.
@@ -140,7 +177,7 @@ impl Menu {
         let all = (1 << Menu::KINDS) - 1;
         Menu::from_bits(match prng.below(10) {
             0 => 0,
-            1 | 2 => 1 << prng.below(u64::from(Menu::KINDS)),
+            1 | 2 => 1 << prng.below(Menu::KINDS as u64),
             3..=6 => prng.next_u64() & all,
             _ => all,
         })
@@ -163,24 +200,47 @@ impl Menu {
     }
 }
 
+/// Kinds of fault by name, separated by commas; `none` for none of them.
 impl fmt::Display for Menu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("faults:")?;
-        let names = [
-            (self.kill, "kill"),
-            (self.power, "power"),
-            (self.pause, "pause"),
-            (self.partition, "partition"),
-            (self.wires, "wires"),
-            (self.stall, "stall"),
-            (self.disk_error, "disk-error"),
-            (self.rot, "rot"),
-            (self.clock, "clock"),
-            (self.sinks, "sinks"),
-            (self.clients, "clients"),
-            (self.step_down, "step-down"),
-        ];
-        names.iter().filter(|(on, _)| *on).try_for_each(|(_, name)| write!(f, " {name}"))
+        let mut menu = *self;
+        let names = menu.switches().into_iter().filter_map(|(name, on)| on.then_some(name));
+        let names: Vec<&str> = names.collect();
+        f.write_str(if names.is_empty() { "none" } else { "" })?;
+        f.write_str(&names.join(","))
+    }
+}
+
+/// There is no such kind of fault.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownFault {
+    name: String,
+}
+
+impl fmt::Display for UnknownFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all = Menu::ALL;
+        write!(f, "no kind of fault is called {:?}: write some of {all}, or none, or all", self.name)
+    }
+}
+
+impl std::error::Error for UnknownFault {}
+
+impl std::str::FromStr for Menu {
+    type Err = UnknownFault;
+
+    fn from_str(text: &str) -> Result<Menu, UnknownFault> {
+        let mut menu = match text {
+            "all" => return Ok(Menu::ALL),
+            "none" | "" => return Ok(Menu::default()),
+            _ => Menu::default(),
+        };
+        for name in text.split(',').map(str::trim) {
+            let switch = menu.switches().into_iter().find(|(known, _)| *known == name);
+            let (_, on) = switch.ok_or_else(|| UnknownFault { name: name.to_owned() })?;
+            *on = true;
+        }
+        Ok(menu)
     }
 }
 
@@ -198,22 +258,47 @@ enum Disruption {
     StepDown,
 }
 
+/// Makes the workload of a seed.
+pub type MakeWorkload = Arc<dyn Fn(&mut Prng) -> Box<dyn Workload> + Send + Sync>;
+
 /// How a swarm is run.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Swarm {
     /// Makes the workload of a seed.
-    pub workload: fn(&mut Prng) -> Box<dyn Workload>,
+    pub workload: MakeWorkload,
     /// Guards broken on purpose.
     pub mutations: Mutations,
     /// Always this many replicas.
     pub replicas: Option<usize>,
     /// Faults that may happen; none: the seed decides.
     pub menu: Option<Menu>,
+    /// Always this many clients.
+    pub clients: Option<u32>,
+    /// Always this many calls, by all clients together.
+    pub calls: Option<u32>,
     /// Whether lines are kept.
     pub trace: TraceMode,
 }
 
 impl Swarm {
+    /// The default swarm of a workload: every seed decides everything.
+    pub fn of(workload: impl Fn(&mut Prng) -> Box<dyn Workload> + Send + Sync + 'static) -> Swarm {
+        Swarm {
+            workload: Arc::new(workload),
+            mutations: Mutations::NONE,
+            replicas: None,
+            menu: None,
+            clients: None,
+            calls: None,
+            trace: TraceMode::Fingerprint,
+        }
+    }
+
+    /// The default swarm of the bank.
+    pub fn bank() -> Swarm {
+        Swarm::of(|prng| Box::new(BankWorkload::draw(prng)))
+    }
+
     /// Runs one seed.
     pub fn run_seed(&self, seed: u64) -> Report {
         let mut run = Run::draw(self, seed);
@@ -222,6 +307,7 @@ impl Swarm {
             failure: None,
             replicas: run.config.replicas,
             menu: run.menu,
+            config: run.config,
             world_time: Duration::ZERO,
             ops: 0,
             commands: 0,
@@ -362,34 +448,41 @@ impl Run {
             think_mean: micros(&mut prng, 100, 40_000),
             patience: Duration::from_millis(prng.between(100, 1_500)),
         };
-        config.clients.calls = prng.between(220, 420) as u32 / config.clients.clients + 1;
+        let calls = prng.between(220, 420) as u32;
+        config.clients.clients = swarm.clients.unwrap_or(config.clients.clients).max(1);
+        config.clients.calls = swarm.calls.unwrap_or(calls).div_ceil(config.clients.clients);
+        // Each kind draws from a source of its own: without it the rest of the seed stays as it was.
+        let mut own = prng.fork();
         if menu.wires {
-            config.network.loss = prng.below(80_000) as u32;
-            config.network.duplicate = prng.below(60_000) as u32;
-            config.network.replay = prng.below(20_000) as u32;
-            if prng.chance(1, 3) {
-                config.network.delay_mean = micros(&mut prng, 1_000, 20_000);
+            config.network.loss = own.below(80_000) as u32;
+            config.network.duplicate = own.below(60_000) as u32;
+            config.network.replay = own.below(20_000) as u32;
+            if own.chance(1, 3) {
+                config.network.delay_mean = micros(&mut own, 1_000, 20_000);
             }
         }
+        let mut own = prng.fork();
         if menu.clock {
             config.drift_ppm_max = 200;
-            config.skew_max = Duration::from_millis(prng.below(3_000));
+            config.skew_max = Duration::from_millis(own.below(3_000));
         }
+        let mut own = prng.fork();
         if menu.clients {
-            config.clients.duplicate = prng.below(150_000) as u32;
-            config.clients.crash = prng.below(20_000) as u32;
-            config.clients.give_up = prng.below(500_000) as u32;
+            config.clients.duplicate = own.below(150_000) as u32;
+            config.clients.crash = own.below(20_000) as u32;
+            config.clients.give_up = own.below(500_000) as u32;
         }
+        let mut own = prng.fork();
         if menu.sinks {
             let share = |prng: &mut Prng| if prng.chance(1, 2) { prng.below(200_000) as u32 } else { 0 };
             config.sinks = SinkBehaviour {
-                refuse: share(&mut prng),
-                error_before: share(&mut prng),
-                error_after: share(&mut prng),
-                silent: share(&mut prng) / 4,
-                act_silent: share(&mut prng) / 2,
-                late: share(&mut prng) / 2,
-                permanent: share(&mut prng) / 4,
+                refuse: share(&mut own),
+                error_before: share(&mut own),
+                error_after: share(&mut own),
+                silent: share(&mut own) / 4,
+                act_silent: share(&mut own) / 2,
+                late: share(&mut own) / 2,
+                permanent: share(&mut own) / 4,
                 late_max: Duration::from_millis(800),
                 ..SinkBehaviour::GOOD
             };

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use chronon_kernel::{Attempt, Engine, EngineOptions, RequestId, SinkName, SinkSpec};
+use chronon_kernel::{AbortReason, Attempt, Engine, EngineOptions, RequestId, SinkName, SinkSpec};
 use chronon_vsr::Prng;
 
-use crate::Sink;
+use crate::{Sink, SinkBehaviour, SinkKind};
 
 /// A machine and the life around it. Implement it for your own machine to run that in the simulator.
 pub trait Workload {
@@ -28,6 +28,32 @@ pub trait Workload {
     /// effect's key and payload alone.
     fn outcome(&self, attempt: &Attempt) -> Vec<u8>;
 
+    /// What a sink is able to do, and how it behaves in a seed that drew this for all sinks. A sink keeps just what its
+    /// contract needs of it, unless the workload knows better.
+    fn sink(&self, _name: &SinkName, spec: &SinkSpec, drawn: SinkBehaviour) -> (SinkKind, SinkBehaviour) {
+        (SinkKind::of(spec.contract), drawn)
+    }
+
+    /// Whether clients ask queries at all.
+    fn asks_queries(&self) -> bool {
+        true
+    }
+
+    /// A command in words, for traces.
+    fn describe_command(&self, command: &[u8]) -> String {
+        format!("a command of {} bytes", command.len())
+    }
+
+    /// A reply in words, for traces.
+    fn describe_reply(&self, reply: &[u8]) -> String {
+        format!("a reply of {} bytes", reply.len())
+    }
+
+    /// An effect in words, for traces.
+    fn describe_effect(&self, effect: &[u8]) -> String {
+        format!("an effect of {} bytes", effect.len())
+    }
+
     /// What must be true of the machine when all is quiet.
     fn check_quiet(&self, quiet: &Quiet<'_>) -> Result<(), String>;
 }
@@ -38,6 +64,8 @@ pub struct Quiet<'a> {
     pub engine: &'a dyn Engine,
     /// Every command that was applied, in order: its encoding and that of its reply. Repeats are left out.
     pub applied: Vec<Applied<'a>>,
+    /// Every command that was aborted, in order, and why.
+    pub aborted: Vec<(&'a [u8], &'a AbortReason)>,
     /// The sinks with their ledgers.
     pub sinks: &'a BTreeMap<SinkName, Sink>,
 }

@@ -26,7 +26,7 @@ use crate::network::Network;
 use crate::process::{Machine, Process};
 use crate::sink::evidence;
 use crate::trace::Who;
-use crate::{CallKind, Config, Sink, SinkKind, Trace, Violation, Workload};
+use crate::{CallKind, Config, Sink, Trace, Violation, Workload};
 
 /// How soon an idle journal whose newest group lacks evidence writes it.
 const EVIDENCE_AFTER: Duration = Duration::from_millis(5);
@@ -107,7 +107,8 @@ impl World {
         }
         let mut sinks = BTreeMap::new();
         for (name, spec) in workload.sinks() {
-            sinks.insert(name, Sink::new(SinkKind::of(spec.contract), config.sinks, prng.fork()));
+            let (kind, behaviour) = workload.sink(&name, &spec, config.sinks);
+            sinks.insert(name, Sink::new(kind, behaviour, prng.fork()));
         }
         let mut clients = Vec::new();
         for number in 0..=config.clients.clients {

@@ -34,7 +34,7 @@ pub mod sinks {
     pub use chronon_sinks::*;
 }
 
-/// The deterministic simulator.
+/// The deterministic simulator: your own machine in a hostile world, in `cargo test`. See [`sim::Simulation`].
 #[cfg(feature = "sim")]
 pub mod sim {
     pub use chronon_sim::*;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use chronon_kernel::{Answer, Consistency, Origin, RequestResult};
+use chronon_kernel::{Answer, Consistency, Origin, Refusal, RequestResult};
 use chronon_vsr::{Instant, Op};
 
 use crate::client::Call;
@@ -86,6 +86,15 @@ impl History {
         kind: Option<&CallKind>,
         result: &RequestResult,
     ) -> Result<(), Violation> {
+        if let (
+            RequestResult::Refused(Refusal::SessionEvicted),
+            Some(CallKind::Command { origin: Origin::Session { session, .. }, .. }),
+        ) = (result, kind)
+            && !results.is_evicted(*session)
+        {
+            let what = format!("call {id:?} is told that {session:?} is evicted; the log never said so");
+            return Err(Violation::new(Checker::Sessions, what));
+        }
         let (RequestResult::Replied { at, .. } | RequestResult::Aborted { at, .. }) = result else {
             return Ok(());
         };

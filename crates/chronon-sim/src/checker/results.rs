@@ -1,8 +1,8 @@
 //! What ops did: the same on every replica; each request applied once; each repeat answered like the first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use chronon_kernel::{Origin, Request, RequestId, RequestResult};
+use chronon_kernel::{Origin, Refusal, Request, RequestId, RequestResult, SessionId};
 use chronon_vsr::{Applied, Digest, Op, ReplicaId};
 
 use crate::{Checker, Commits, Violation};
@@ -13,6 +13,8 @@ pub struct Results {
     ops: Vec<Executed>,
     /// Where each name was applied.
     origins: BTreeMap<OriginKey, RequestId>,
+    /// Sessions whose eviction the log has told somebody of.
+    evicted: BTreeSet<SessionId>,
 }
 
 #[derive(Debug)]
@@ -23,7 +25,7 @@ struct Executed {
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum OriginKey {
-    Session(chronon_kernel::SessionId, u64),
+    Session(SessionId, u64),
     Key(String, String),
 }
 
@@ -50,6 +52,11 @@ impl Results {
     /// Where a name was applied, if it was.
     pub fn applied_at(&self, origin: &Origin) -> Option<RequestId> {
         self.origins.get(&OriginKey::of(origin)).copied()
+    }
+
+    /// Whether the log ever said that this session is evicted.
+    pub fn is_evicted(&self, session: SessionId) -> bool {
+        self.evicted.contains(&session)
     }
 
     /// How many commands were applied, repeats not counted.
@@ -118,6 +125,11 @@ impl Results {
         this_op: &[RequestResult],
     ) -> Result<(), Violation> {
         let Request::Command { origin, .. } = request else { return Ok(()) };
+        if let (Origin::Session { session, .. }, RequestResult::Refused(Refusal::SessionEvicted)) =
+            (origin, result)
+        {
+            self.evicted.insert(*session);
+        }
         let (RequestResult::Replied { at, .. } | RequestResult::Aborted { at, .. }) = result else {
             return Ok(());
         };

@@ -13,7 +13,7 @@ use crate::event::Event;
 use crate::network::exponential;
 use crate::trace::{Who, salt_of};
 use crate::world::{index, unnamed};
-use crate::{CallId, CallKind, Checker, Violation, World};
+use crate::{CallId, CallKind, Checker, Violation, Workload, World};
 
 /// The longest pause before a call is sent again.
 const RETRY_MAX: Duration = Duration::from_millis(100);
@@ -59,7 +59,7 @@ impl World {
 
     fn draw_call(&mut self, number: u32) -> CallKind {
         let config = self.config().clients;
-        if chance(&mut self.prng, config.query) {
+        if self.workload.asks_queries() && chance(&mut self.prng, config.query) {
             let query = self.workload.query(&mut self.prng);
             let consistency = if chance(&mut self.prng, config.query_local) {
                 Consistency::Local
@@ -96,7 +96,9 @@ impl World {
     fn client_call(&mut self, number: u32, kind: CallKind, bytes: Vec<u8>) {
         let id = CallId(self.calls);
         self.calls += 1;
-        self.note(Who::Client(number), salt_of(&bytes), || format!("calls {id:?} {kind:?}"));
+        self.trace.note(self.now, Who::Client(number), salt_of(&bytes), || {
+            format!("{id} calls {}", in_words(&kind, &*self.workload))
+        });
         self.history.on_called(&kind);
         let call = Call {
             id,
@@ -189,7 +191,9 @@ impl World {
     }
 
     pub(crate) fn client_answer(&mut self, number: u32, id: CallId, token: Token, answer: Answer) {
-        self.note(Who::Client(number), token.0, || format!("hears of {id:?}: {answer:?}"));
+        self.trace.note(self.now, Who::Client(number), token.0, || {
+            format!("{id} hears {}", answer_in_words(&answer, &*self.workload))
+        });
         let kind =
             self.call_of(number, id).and_then(|call| call.tokens.remove(&token).then(|| call.kind.clone()));
         if let Answer::Decided(result) = &answer {
@@ -324,4 +328,41 @@ fn encode(kind: &CallKind) -> Vec<u8> {
 
 fn chance(prng: &mut Prng, parts: u32) -> bool {
     parts != 0 && prng.chance(u64::from(parts), 1_000_000)
+}
+
+/// A call for a trace.
+fn in_words(kind: &CallKind, workload: &dyn Workload) -> String {
+    match kind {
+        CallKind::Register => "to register".to_owned(),
+        CallKind::SinkSet(name, spec) => format!("to set the sink {name}: {:?}", spec.contract),
+        CallKind::Command { origin: Origin::Session { session, number }, body } => {
+            format!(
+                "{} ({}.{} request {})",
+                workload.describe_command(body),
+                session.0.op,
+                session.0.request,
+                number.0
+            )
+        }
+        CallKind::Command { origin: Origin::Key { principal, key }, body } => {
+            format!("{} (key {principal}/{key})", workload.describe_command(body))
+        }
+        CallKind::Query { consistency, query } => format!("a {consistency:?} query of {} bytes", query.len()),
+    }
+}
+
+/// An answer for a trace.
+fn answer_in_words(answer: &Answer, workload: &dyn Workload) -> String {
+    match answer {
+        Answer::Decided(RequestResult::Replied { at, reply, effects, .. }) => {
+            let reply = workload.describe_reply(reply);
+            let effects = effects.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let emitted = if effects.is_empty() { String::new() } else { format!(", effects {effects}") };
+            format!("{reply} from op {}{emitted}", at.op)
+        }
+        Answer::Answered { op, answer } => {
+            format!("an answer of {} bytes from op {op}", answer.as_slice().len())
+        }
+        other => format!("{other:?}"),
+    }
 }

@@ -44,16 +44,21 @@ impl World {
         Ok(())
     }
 
+    /// How every replica's engine is made.
+    pub(crate) fn engine_options(&self) -> EngineOptions {
+        EngineOptions {
+            lineage: Lineage(self.lineage),
+            limits: self.config.engine,
+            mutations: self.config.mutations,
+        }
+    }
+
     /// When all is quiet: a fresh engine that replays the log agrees with every replica and every read, the machine's
     /// own invariant holds, and log, results and ledgers tell one story.
     pub fn check_quiet(&self) -> Result<(), Violation> {
         self.history.check_end(&self.results)?;
-        let options = EngineOptions {
-            lineage: Lineage(self.lineage),
-            limits: self.config.engine,
-            mutations: chronon_vsr::Mutations::NONE,
-        };
-        let mut engine = self.workload.engine(options);
+        // The code under test, broken or not: a judge that had a sound copy of it would see what no judge can.
+        let mut engine = self.workload.engine(self.engine_options());
         let mut reads: BTreeMap<Op, Vec<_>> = BTreeMap::new();
         for completed in self.history.completed() {
             if let (CallKind::Query { query, .. }, Answer::Answered { answer, .. }) =
@@ -90,18 +95,20 @@ impl World {
             }
         }
         self.effects.check_end(&self.commits, &self.results, &*engine, &self.sinks)?;
-        let mut applied = Vec::new();
+        let (mut applied, mut aborted) = (Vec::new(), Vec::new());
         for (at, result) in self.results.all() {
             let committed = self.commits.get(Op::new(at.op)).map(|committed| &committed.requests);
-            if let RequestResult::Replied { at: first, reply, .. } = result
-                && *first == at
-                && let Some(Request::Command { body, .. }) =
-                    committed.and_then(|requests| requests.get(at.request as usize))
-            {
-                applied.push(crate::Applied { at, command: body, reply });
+            let request = committed.and_then(|requests| requests.get(at.request as usize));
+            let Some(Request::Command { body, .. }) = request else { continue };
+            match result {
+                RequestResult::Replied { at: first, reply, .. } if *first == at => {
+                    applied.push(crate::Applied { at, command: body, reply });
+                }
+                RequestResult::Aborted { at: first, why } if *first == at => aborted.push((&**body, why)),
+                _ => {}
             }
         }
-        let quiet = crate::Quiet { engine: &*engine, applied, sinks: &self.sinks };
+        let quiet = crate::Quiet { engine: &*engine, applied, aborted, sinks: &self.sinks };
         self.workload.check_quiet(&quiet).map_err(|what| Violation::new(Checker::Machine, what))
     }
 }

@@ -66,9 +66,16 @@ impl World {
             let verdict = self.effects.on_act(sink, attempt);
             self.judge(verdict);
         }
-        self.note(Who::Sink, salt_of(attempt.key.as_str().as_bytes()), || {
+        self.trace.note(self.now, Who::Sink, salt_of(attempt.key.as_str().as_bytes()), || {
+            let Attempt { sink, effect, number, payload, .. } = attempt;
             let did = if acted { "acts on" } else { "knows" };
-            format!("{} {did} {} (attempt {}), then {then:?}", attempt.sink, attempt.effect, attempt.number.0)
+            let then = match then {
+                Then::Answer => "answers",
+                Then::Error => "answers an error",
+                Then::Silence => "says nothing",
+            };
+            let what = self.workload.describe_effect(payload);
+            format!("{sink} {did} {effect} {what} (attempt {}), then {then}", number.0)
         });
         let outcome = self.workload.outcome(attempt);
         let delay = self.network.delay();

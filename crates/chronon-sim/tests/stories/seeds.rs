@@ -1,16 +1,9 @@
 //! Seeds: no story ends badly, and a story told twice is the same story.
 
-use chronon_sim::{BankWorkload, Swarm, TraceMode};
-use chronon_vsr::Mutations;
+use chronon_sim::{Swarm, TraceMode};
 
 fn swarm(trace: TraceMode) -> Swarm {
-    Swarm {
-        workload: |prng| Box::new(BankWorkload::draw(prng)),
-        mutations: Mutations::NONE,
-        replicas: None,
-        menu: None,
-        trace,
-    }
+    Swarm { trace, ..Swarm::bank() }
 }
 
 fn run(seeds: std::ops::Range<u64>) {
