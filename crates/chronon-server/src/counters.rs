@@ -56,6 +56,10 @@ counters! {
     wal_writes,
     /// Jobs carried out by the WAL thread.
     wal_jobs,
+    /// Bytes of the log read back and checked.
+    wal_bytes_scrubbed,
+    /// Groups of the log found damaged while running, and written again.
+    wal_groups_damaged,
     /// Attempts started.
     attempts_started,
     /// Attempts that never passed the gate.

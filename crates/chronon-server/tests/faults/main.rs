@@ -13,5 +13,6 @@ mod load;
 mod machine;
 mod partitions;
 mod power;
+mod rot;
 mod sizes;
 mod stalls;
