@@ -116,7 +116,8 @@ mod tests {
         assert_eq!(shown(&Filter { by: vec!["R0".into(), "sink".into()], ..Filter::default() }), [0, 2]);
         assert_eq!(shown(&Filter { kind: vec!["prepare".into()], ..Filter::default() }), [0]);
         assert_eq!(shown(&Filter { op: Some(12), ..Filter::default() }), [0, 1, 2]);
-        assert_eq!(shown(&Filter { op: Some(1), ..Filter::default() }), [0, 2]);
+        assert_eq!(shown(&Filter { op: Some(11), ..Filter::default() }), [0]);
+        assert_eq!(shown(&Filter { op: Some(1), ..Filter::default() }), [2], "R1 and CallId(112) are no ops");
         assert_eq!(shown(&Filter { after: Some(0.4), before: Some(1.3), ..Filter::default() }), [1, 2]);
     }
 
