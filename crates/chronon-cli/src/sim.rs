@@ -258,6 +258,7 @@ fn exit_code(report: &Report) -> ExitCode {
             Checker::Commits
             | Checker::Time
             | Checker::Digest
+            | Checker::Checkpoints
             | Checker::Sessions
             | Checker::Durability
             | Checker::Linearizability

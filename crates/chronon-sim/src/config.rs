@@ -51,6 +51,8 @@ pub struct Pace {
     pub back: Duration,
     /// The mean of how late either starts on what has come, exponentially distributed.
     pub late_mean: Duration,
+    /// Writing or restoring a state takes this long, besides what the disk takes.
+    pub checkpoint: Duration,
     /// Commits that wait for Back before Front has to wait too.
     pub back_queue_max: usize,
 }
@@ -75,6 +77,7 @@ impl Config {
                 front: Duration::from_micros(3),
                 back: Duration::from_micros(5),
                 late_mean: Duration::from_micros(4),
+                checkpoint: Duration::from_micros(200),
                 back_queue_max: 64,
             },
             mutations: Mutations::NONE,

@@ -88,6 +88,12 @@ impl SimDisk {
         least + exponential(&mut self.prng, self.config.jitter_mean) + stall.max(self.stall)
     }
 
+    /// How long it takes to read something.
+    pub(crate) fn read_latency(&mut self) -> Duration {
+        let jitter = exponential(&mut self.prng, self.config.jitter_mean);
+        self.config.write_min + jitter + self.stall
+    }
+
     pub(crate) fn set_config(&mut self, config: DiskConfig) {
         self.config = config;
         self.stall = Duration::ZERO;

@@ -22,6 +22,10 @@ pub(crate) enum Event {
     Back { at: usize, life: u32 },
     /// The first step of a job is done.
     DiskStep { at: usize, life: u32, job: JobId },
+    /// The store of chunks does its next thing.
+    Vault { at: usize, life: u32 },
+    /// The first step of the store's job is done.
+    VaultStep { at: usize, life: u32, job: JobId },
     /// Front is told how old the oldest write is.
     DiskAge { at: usize, life: u32 },
     /// The journal may write its evidence.

@@ -27,7 +27,9 @@ mod workload;
 mod world;
 
 pub use bank::BankWorkload;
-pub use checker::{Checker, Commits, Committed, Completed, Effects, GateWatch, History, Results, Violation};
+pub use checker::{
+    Checker, Checkpoints, Commits, Committed, Completed, Effects, GateWatch, History, Results, Violation,
+};
 pub use chronon_vsr::{Duration, Prng};
 pub use client::{CallId, CallKind, ClientConfig};
 pub use clock::WALL_START;

@@ -11,6 +11,7 @@ use crate::CallId;
 use crate::clock::MachineClock;
 use crate::disk::SimDisk;
 use crate::event::Event;
+use crate::world::Store;
 
 /// What survives a process.
 pub(crate) struct Machine {
@@ -35,6 +36,7 @@ pub(crate) struct Process {
     pub(crate) front: Front,
     pub(crate) back: Back,
     pub(crate) journal: Journal,
+    pub(crate) store: Store,
     pub(crate) gate: Gate,
     pub(crate) front_inbox: VecDeque<FrontInput>,
     pub(crate) back_inbox: VecDeque<BackInput>,

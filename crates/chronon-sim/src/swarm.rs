@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use chronon_vsr::{Duration, Instant, Mutations, Prng, ReplicaId};
+use chronon_vsr::{Duration, Instant, Mutations, Prng, ReplicaId, Ring};
 
 use crate::{
     BankWorkload, Checker, ClientConfig, Config, DiskConfig, Fault, NetworkConfig, Pace, SinkBehaviour,
@@ -268,6 +268,8 @@ pub struct Swarm {
     pub workload: MakeWorkload,
     /// Guards broken on purpose.
     pub mutations: Mutations,
+    /// The largest body of an op, in bytes: the rings that seeds draw are as small as that allows.
+    pub body_size_max: u32,
     /// Always this many replicas.
     pub replicas: Option<usize>,
     /// Faults that may happen; none: the seed decides.
@@ -286,6 +288,7 @@ impl Swarm {
         Swarm {
             workload: Arc::new(workload),
             mutations: Mutations::NONE,
+            body_size_max: 128 * 1024,
             replicas: None,
             menu: None,
             clients: None,
@@ -296,7 +299,7 @@ impl Swarm {
 
     /// The default swarm of the bank.
     pub fn bank() -> Swarm {
-        Swarm::of(|prng| Box::new(BankWorkload::draw(prng)))
+        Swarm { body_size_max: 8 * 1024, ..Swarm::of(|prng| Box::new(BankWorkload::draw(prng))) }
     }
 
     /// Runs one seed.
@@ -433,6 +436,7 @@ impl Run {
             front: micros(&mut prng, 1, 20),
             back: micros(&mut prng, 1, back_max),
             late_mean: micros(&mut prng, 1, 300),
+            checkpoint: Duration::ZERO,
             back_queue_max: prng.between(1, 64) as usize,
         };
         config.reset_after = prng.chance(2, 3).then(|| Duration::from_millis(1));
@@ -487,9 +491,25 @@ impl Run {
                 ..SinkBehaviour::GOOD
             };
         }
+        Run::draw_ring(swarm, seed, &mut config);
         let victim = ReplicaId::new(prng.below(replicas as u64) as u8);
         let fault_mean = Duration::from_millis(prng.between(20, 1_500));
         Run { config, menu, prng, fault_mean, victim, faults: 0 }
+    }
+
+    /// A ring so small that it wraps, and checkpoints a few ops apart, from a source of their own.
+    fn draw_ring(swarm: &Swarm, seed: u64, config: &mut Config) {
+        let mut prng = Prng::new(seed ^ 0x0c4e_c490_1177_0000);
+        let charge_max = chronon_vsr::charge(swarm.body_size_max);
+        let mut some = |most: u64| {
+            let times = prng.between(1, most);
+            times * charge_max + prng.below(charge_max)
+        };
+        let (checkpoint_interval, slack, spare) = (some(8), some(8), some(4) - charge_max);
+        let log = checkpoint_interval + slack + chronon_vsr::PIPELINE_MAX * charge_max + spare;
+        config.ring = Ring { log, checkpoint_interval, slack, charge_max };
+        let longest = if prng.chance(1, 4) { 100_000 } else { 2_000 };
+        config.pace.checkpoint = Duration::from_micros(prng.between(10, longest));
     }
 
     /// Under faults, until the clients are done or time is up.

@@ -7,6 +7,7 @@ mod halves;
 mod machines;
 mod quiet;
 mod sinks;
+mod vaults;
 mod wires;
 
 use std::cmp::Reverse;
@@ -17,7 +18,7 @@ use chronon_kernel::{Attempt, Ended, Lineage, Origin, SinkName};
 use chronon_node::{FrontInput, FrontOutput, FrontStatus};
 use chronon_vsr::{ClusterId, DiskId, Duration, Instant, Prng, ReplicaId, Role};
 
-use crate::checker::{Commits, Effects, GateWatch, History, Results};
+use crate::checker::{Checkpoints, Commits, Effects, GateWatch, History, Results};
 use crate::client::Client;
 use crate::clock::MachineClock;
 use crate::disk::SimDisk;
@@ -27,6 +28,8 @@ use crate::process::{Machine, Process};
 use crate::sink::evidence;
 use crate::trace::Who;
 use crate::{CallKind, Config, Sink, Trace, Violation, Workload};
+
+pub(crate) use vaults::Store;
 
 /// How soon an idle journal whose newest group lacks evidence writes it.
 const EVIDENCE_AFTER: Duration = Duration::from_millis(5);
@@ -70,6 +73,7 @@ pub struct World {
     trace: Trace,
     events: Vec<(Instant, ReplicaId, chronon_vsr::Event)>,
     pub(crate) commits: Commits,
+    pub(crate) checkpoints: Checkpoints,
     pub(crate) results: Results,
     pub(crate) history: History,
     pub(crate) effects: Effects,
@@ -144,6 +148,7 @@ impl World {
             trace: Trace::new(config.trace),
             events: Vec::new(),
             commits: Commits::default(),
+            checkpoints: Checkpoints::new(config.ring, config.replicas),
             results: Results::default(),
             history: History::default(),
             effects: Effects::new(Lineage(lineage)),
@@ -187,6 +192,11 @@ impl World {
     /// The log, as the judge of commits saw it.
     pub fn commits(&self) -> &Commits {
         &self.commits
+    }
+
+    /// The checkpoints, as their judge saw them.
+    pub fn checkpoints(&self) -> &Checkpoints {
+        &self.checkpoints
     }
 
     /// The results, as the judge of results saw them.
@@ -372,6 +382,16 @@ impl World {
             Event::DiskStep { at, life, job } => {
                 if self.alive(at, life) && !self.deferred(at, || Event::DiskStep { at, life, job }) {
                     self.disk_step(at, job);
+                }
+            }
+            Event::Vault { at, life } => {
+                if self.alive(at, life) && !self.deferred(at, || Event::Vault { at, life }) {
+                    self.run_vault(at);
+                }
+            }
+            Event::VaultStep { at, life, job } => {
+                if self.alive(at, life) && !self.deferred(at, || Event::VaultStep { at, life, job }) {
+                    self.vault_step(at, job);
                 }
             }
             Event::DiskAge { at, life } => {

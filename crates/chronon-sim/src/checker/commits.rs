@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use chronon_kernel::{Batch, Request};
-use chronon_vsr::{Entry, Instant, Op, ReplicaId};
+use chronon_vsr::{Entry, Instant, Op, OpRef, ReplicaId};
 
 use crate::{Checker, Violation};
 
@@ -50,6 +50,19 @@ impl Commits {
     /// A replica starts: it executes from the first op again.
     pub(crate) fn restarted(&mut self, replica: ReplicaId) {
         self.next.insert(replica, Op::ROOT.next());
+    }
+
+    /// A replica goes on from a checkpoint: it executes from the op after it. Some replica executed that op.
+    pub(crate) fn on_install(&mut self, replica: ReplicaId, entry: OpRef) -> Result<(), Violation> {
+        if self.get(entry.op).is_none_or(|known| known.entry.checksum() != entry.checksum) {
+            let what = format!(
+                "R{replica} goes on from {} at op {}, which nobody committed",
+                entry.checksum, entry.op
+            );
+            return Err(Violation::new(Checker::Commits, what));
+        }
+        self.next.insert(replica, entry.op.next());
+        Ok(())
     }
 
     /// A replica hands an entry out for execution.

@@ -1,5 +1,6 @@
 //! The judges: each looks at the run from one side and knows nothing of the others. The first to object ends it.
 
+mod checkpoints;
 mod commits;
 mod effects;
 mod gate;
@@ -8,6 +9,7 @@ mod results;
 
 use core::fmt;
 
+pub use checkpoints::Checkpoints;
 pub use commits::{Commits, Committed};
 pub use effects::Effects;
 pub use gate::GateWatch;
@@ -23,6 +25,8 @@ pub enum Checker {
     Time,
     /// Replicas disagree about what an op did (I11).
     Digest,
+    /// Replicas disagree about a checkpoint, left one out, or let go of what none covers (I8, I11, §8).
+    Checkpoints,
     /// A request was applied twice, or answered in two ways (I9).
     Sessions,
     /// An acknowledged command is not in the log.

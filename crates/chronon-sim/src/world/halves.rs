@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use chronon_node::{BackInput, BackOutput, FrontInput, FrontOutput, ToBack, ToFront, VaultReport, VaultTask};
-use chronon_vsr::Duration;
+use chronon_node::{BackInput, BackOutput, FrontInput, FrontOutput, ToBack, ToFront};
+use chronon_vsr::{Duration, OpRef, Write};
 
 use super::TICKS_IN_A_ROW_MAX;
+use super::vaults::{Beside, Task};
 use crate::event::Event;
 use crate::network::exponential;
 use crate::trace::{Who, salt_of};
@@ -119,7 +120,11 @@ impl World {
         let id = self.machines[at].id;
         match output {
             FrontOutput::Send(to, message) => self.send(at, to, message),
-            FrontOutput::Persist(write) => self.process(at).journal.submit(write),
+            FrontOutput::Persist(write) => {
+                let verdict = self.judge_write(at, &write);
+                self.judge(verdict);
+                self.process(at).journal.submit(write);
+            }
             FrontOutput::Back(to_back) => {
                 match &to_back {
                     ToBack::Commit(entry) => {
@@ -127,6 +132,8 @@ impl World {
                         self.trace.note(self.now, Who::Replica(id), salt, || {
                             format!("commits {} {}", entry.op(), entry.checksum())
                         });
+                        let verdict = self.checkpoints.on_commit(id, entry);
+                        self.judge(verdict);
                         let verdict = self.commits.on_commit(self.now, id, entry);
                         self.judge(verdict);
                     }
@@ -136,17 +143,25 @@ impl World {
                         });
                         self.gate_watch.on_serving(self.now, *stamp);
                     }
-                    ToBack::Serving(None) | ToBack::Query { .. } | ToBack::Freeze(_) | ToBack::Install(_) => {
+                    ToBack::Freeze(entry) => {
+                        let verdict = self.checkpoints.on_freeze(id, *entry);
+                        self.judge(verdict);
                     }
+                    ToBack::Install(checkpoint) => {
+                        let OpRef { op, checksum } = checkpoint.entry;
+                        let salt = salt_of(&checksum.to_bytes());
+                        self.trace.note(self.now, Who::Replica(id), salt, || {
+                            format!("goes on from the checkpoint of op {op}")
+                        });
+                        self.checkpoints.on_install(id);
+                        let verdict = self.commits.on_install(id, checkpoint.entry);
+                        self.judge(verdict);
+                    }
+                    ToBack::Serving(None) | ToBack::Query { .. } => {}
                 }
                 self.give_back(at, BackInput::Front(to_back));
             }
-            // TODO(#4): the simulated vault. Its rings are large enough to do without.
-            FrontOutput::Vault(VaultTask::Read { to, id }) => {
-                let report = VaultReport::Read { to, id, bytes: None };
-                self.give_front(at, FrontInput::Vault(report));
-            }
-            FrontOutput::Vault(VaultTask::Fetch(_) | VaultTask::Store { .. }) => {}
+            FrontOutput::Vault(task) => self.give_vault(at, Task::Front(task)),
             FrontOutput::Answer(token, answer) => {
                 let Some((client, call)) = self.process(at).tokens.remove(&token) else { return };
                 let delay = self.network.delay();
@@ -158,9 +173,50 @@ impl World {
             FrontOutput::GateClosed => self.process(at).gate.close(),
             FrontOutput::Event(event) => {
                 self.trace.note(self.now, Who::Replica(id), 0xe, || format!("{event:?}"));
+                match event {
+                    chronon_vsr::Event::CheckpointDurable { .. } => {
+                        self.checkpoint_durable(at, Beside::Nothing)
+                    }
+                    chronon_vsr::Event::Synced { .. } => self.checkpoint_durable(at, Beside::Install),
+                    _ => {}
+                }
                 self.events.push((self.now, id, event));
             }
             FrontOutput::Wait(_) => unreachable!("it ends the drain"),
+        }
+    }
+
+    /// What is written must keep the rules of checkpoints.
+    fn judge_write(&mut self, at: usize, write: &Write) -> Result<(), Violation> {
+        let id = self.machines[at].id;
+        match write {
+            Write::Append { keep_from, .. } => self.checkpoints.on_release(id, *keep_from),
+            Write::Superblock { state, .. } => {
+                let Some(root) = state.checkpoint.root else { return Ok(()) };
+                if self.process(at).store.may_be_named(root) {
+                    return Ok(());
+                }
+                let op = state.checkpoint.entry.op;
+                let what = format!("R{id}'s superblock names a checkpoint of op {op} that is not all there");
+                Err(Violation::new(Checker::Checkpoints, what))
+            }
+        }
+    }
+
+    /// A superblock that names another checkpoint is durable.
+    fn checkpoint_durable(&mut self, at: usize, beside: Beside) {
+        let id = self.machines[at].id;
+        let replica = self.process(at).front.replica();
+        let checkpoint = *replica.checkpoint();
+        let fetches = beside == Beside::Nothing && replica.is_fetching_state();
+        let beside = if fetches { Beside::Transfer } else { beside };
+        let verdict = self.checkpoints.on_durable(&self.commits, id, &checkpoint);
+        self.judge(verdict);
+        if beside == Beside::Install {
+            self.checkpoints.on_synced(id, checkpoint.entry.op);
+        }
+        if let Some(root) = checkpoint.root {
+            self.give_vault(at, Task::Keep(root, beside));
         }
     }
 
@@ -195,7 +251,11 @@ impl World {
                     }
                     self.give_front(at, FrontInput::Back(to_front));
                 }
-                BackOutput::Freeze(_) | BackOutput::Install(_) => {}
+                BackOutput::Freeze(entry) => {
+                    let frozen = self.process(at).back.engine().freeze();
+                    self.give_vault(at, Task::Freeze(entry, frozen));
+                }
+                BackOutput::Install(checkpoint) => self.give_vault(at, Task::Install(checkpoint)),
                 BackOutput::Start(attempt) => {
                     let executed = self.process(at).back.engine().applied();
                     let committed = self.commits.head();

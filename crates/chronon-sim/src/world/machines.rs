@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, VecDeque};
 
 use chronon_kernel::{Answer, EngineOptions, Lineage};
 use chronon_node::{Back, Front, Gate};
-use chronon_storage::{Expect, Identity};
+use chronon_storage::{Expect, Identity, Vault};
 use chronon_vsr::{Duration, Epoch, Member, Membership, Options, Release, VsrState};
 
 use crate::event::{Event, Fault};
 use crate::process::{Process, Timer};
 use crate::trace::Who;
+use crate::world::Store;
 use crate::{Checker, Violation, World};
 
 impl World {
@@ -60,6 +61,16 @@ impl World {
                     return self.object(Violation::new(Checker::Open, what));
                 }
             };
+        let vault = match Vault::open(&mut machine.disk, journal.identity()) {
+            Ok(vault) => vault,
+            Err(error) => {
+                machine.failed = Some(error.to_string());
+                let fault = Fault::Start(machine.id);
+                self.inflict_after(Duration::from_millis(100), fault);
+                return;
+            }
+        };
+        let store = Store::new(vault, recovered.state.checkpoint.root);
         let now = machine.clock.now(self.now);
         let options = Options {
             timing: self.config.timing,
@@ -80,12 +91,15 @@ impl World {
             format!("starts as incarnation {incarnation}: stamp {stamp}, log {log_stamp}, {entries} entries, complete {}, uncertain {:?}", recovered.scan_complete, recovered.uncertain_from)
         });
         self.commits.restarted(id);
+        self.checkpoints.restarted(id);
+        let verdict = self.checkpoints.on_durable(&self.commits, id, &recovered.state.checkpoint);
         let front = Front::open(options, self.config.limits, recovered, now);
         let role = front.status().role;
         machine.process = Some(Box::new(Process {
             front,
             back: Back::new(engine, self.prng.next_u64(), self.config.mutations),
             journal,
+            store,
             gate: Gate::CLOSED,
             front_inbox: VecDeque::new(),
             back_inbox: VecDeque::new(),
@@ -100,6 +114,7 @@ impl World {
             tokens: BTreeMap::new(),
             ticks_in_a_row: 0,
         }));
+        self.judge(verdict);
         self.drain_front(at);
         self.drain_back(at);
     }
@@ -114,6 +129,9 @@ impl World {
             if let Some(step) = running.steps.front() {
                 machine.disk.interrupt(step);
             }
+        }
+        if let Some(step) = process.store.step_under_way() {
+            machine.disk.interrupt(step);
         }
         let id = machine.id;
         // What has left goes on outside; nobody waits for its end any more.
