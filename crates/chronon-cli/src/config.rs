@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -32,6 +33,9 @@ pub(crate) struct Config {
     /// Rhythms and patience.
     #[serde(default, skip_serializing_if = "TimingConfig::is_default")]
     pub(crate) timing: TimingConfig,
+    /// How fast checkpoints go.
+    #[serde(default, skip_serializing_if = "CheckpointsConfig::is_default")]
+    pub(crate) checkpoints: CheckpointsConfig,
 }
 
 /// Where a replica listens: `address:port` each.
@@ -58,6 +62,20 @@ pub(crate) struct TimingConfig {
     pub(crate) heartbeat_ms: Option<u64>,
     pub(crate) suspicion_min_ms: Option<u64>,
     pub(crate) view_change_patience_ms: Option<u64>,
+}
+
+/// How fast checkpoints are written and sent, in MiB of state a second. What is not set keeps its default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CheckpointsConfig {
+    pub(crate) write_mib_per_second: Option<NonZeroU32>,
+    pub(crate) transfer_mib_per_second: Option<NonZeroU32>,
+}
+
+impl CheckpointsConfig {
+    fn is_default(&self) -> bool {
+        *self == CheckpointsConfig::default()
+    }
 }
 
 impl TimingConfig {
@@ -119,6 +137,14 @@ impl Config {
         timing.suspicion_min = millis(self.timing.suspicion_min_ms, timing.suspicion_min);
         timing.view_change_patience =
             millis(self.timing.view_change_patience_ms, timing.view_change_patience);
+        let bytes = |mib: Option<NonZeroU32>, default: u64| {
+            mib.map_or(default, |mib| u64::from(mib.get()) * 1024 * 1024)
+        };
+        let limits = &mut server.limits.checkpoints;
+        limits.write_bytes_per_second =
+            bytes(self.checkpoints.write_mib_per_second, limits.write_bytes_per_second);
+        limits.transfer_bytes_per_second =
+            bytes(self.checkpoints.transfer_mib_per_second, limits.transfer_bytes_per_second);
         Ok(server)
     }
 }

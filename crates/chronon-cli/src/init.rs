@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use chronon_vsr::{BODY_SIZE_MAX, Ring};
 
-use crate::config::{Config, ListenConfig, ReplicaConfig, TimingConfig};
+use crate::config::{CheckpointsConfig, Config, ListenConfig, ReplicaConfig, TimingConfig};
 use crate::founding::{self, Planned};
 use crate::output::Progress;
 
@@ -27,7 +27,7 @@ pub(crate) struct InitArguments {
     /// The first port; replica n listens on the three ports from this + 10 n on
     #[arg(long, default_value_t = 7_100)]
     port: u16,
-    /// The log of each replica, in MiB. It is kept whole: when it is full, commands are refused
+    /// The log of each replica, in MiB. About half of it lies between two checkpoints
     #[arg(long, default_value_t = 512)]
     log_mib: u64,
     /// As JSON
@@ -80,6 +80,7 @@ pub(crate) fn run(arguments: &InitArguments) -> anyhow::Result<ExitCode> {
                 listen,
                 replicas: reached.clone(),
                 timing: TimingConfig::default(),
+                checkpoints: CheckpointsConfig::default(),
             },
         });
     }

@@ -12,7 +12,7 @@ use chronon_vsr::{Prng, Ring};
 use serde::Deserialize;
 
 use crate::children::OwnChild;
-use crate::config::{Config, ListenConfig, ReplicaConfig, TimingConfig};
+use crate::config::{CheckpointsConfig, Config, ListenConfig, ReplicaConfig, TimingConfig};
 use crate::founding::{self, Planned};
 
 /// How long a status may take.
@@ -119,6 +119,7 @@ impl LocalCluster {
                         listen: ListenConfig { peer, client, http: Some(http) },
                         replicas: reached.clone(),
                         timing: TimingConfig::default(),
+                        checkpoints: CheckpointsConfig::default(),
                     },
                 }
             })

@@ -3,15 +3,17 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use chronon_kernel::{Attempt, AttemptEnd, AttemptNumber, EffectId};
+use chronon_kernel::{Attempt, AttemptEnd, AttemptNumber, EffectId, Engine};
 use chronon_node::{Back, BackInput, BackOutput, ToBack, ToFront};
-use chronon_vsr::{Instant, Stamp};
+use chronon_vsr::{Checkpoint, Instant, Stamp};
 use tokio::sync::mpsc;
 
 use crate::attempts::FrozenSinks;
 use crate::clock::Clock;
+use crate::counters::Counters;
 use crate::front::Look;
 use crate::mailbox::{Mailbox, Waited};
+use crate::vault::{Turn, VaultMessage};
 
 /// What Back's thread is told. Commits are bounded by Front (`behind_ops_max`), attempts by the sinks' concurrency,
 /// looks by who asks.
@@ -22,6 +24,8 @@ pub(crate) enum BackMessage {
     AttemptEnded { effect: EffectId, number: AttemptNumber, stamp: Stamp, end: AttemptEnd },
     /// Somebody wants to look at the engine between two ops.
     Look(Look),
+    /// The engine of a checkpoint is restored.
+    Installed { checkpoint: Checkpoint, engine: Box<dyn Engine> },
 }
 
 /// What runs the Back thread.
@@ -31,6 +35,9 @@ pub(crate) struct BackThread {
     pub(crate) to_front: mpsc::Sender<ToFront>,
     pub(crate) start: Box<dyn FnMut(Attempt) + Send>,
     pub(crate) frozen: FrozenSinks,
+    pub(crate) vault: Mailbox<VaultMessage>,
+    pub(crate) turn: Arc<Turn>,
+    pub(crate) counters: Arc<Counters>,
     /// Called before each op is executed: tests make it slow here.
     pub(crate) before_commit: Option<Arc<dyn Fn() + Send + Sync>>,
 }
@@ -52,49 +59,55 @@ impl BackThread {
             }
             for message in messages.drain(..) {
                 match message {
-                    BackMessage::Front(to_back) => {
-                        let commits = matches!(to_back, ToBack::Commit(_));
-                        if let (Some(hook), true) = (&self.before_commit, commits) {
+                    BackMessage::Front(ToBack::Commit(entry)) => {
+                        if let Some(hook) = &self.before_commit {
                             hook();
                         }
+                        self.turn.note_progress(entry.header().end());
+                        let begun = Clock.monotonic();
+                        self.back.handle(Clock.now(), BackInput::Front(ToBack::Commit(entry)));
+                        self.counters.apply.record(Clock.monotonic().since(begun));
+                        self.frozen.set(self.back.engine().frozen_sinks());
+                    }
+                    BackMessage::Front(to_back) => {
                         self.back.handle(Clock.now(), BackInput::Front(to_back));
-                        if commits {
-                            self.frozen.set(self.back.engine().frozen_sinks());
-                        }
                     }
                     BackMessage::AttemptEnded { effect, number, stamp, end } => {
                         let input = BackInput::AttemptEnded { effect, number, stamp, end };
                         self.back.handle(Clock.now(), input);
                     }
                     BackMessage::Look(look) => look(self.back.engine()),
+                    BackMessage::Installed { checkpoint, engine } => {
+                        self.back.install(Clock.now(), &checkpoint, engine);
+                        self.frozen.set(self.back.engine().frozen_sinks());
+                    }
                 }
                 // After each: a caller waits for its answer, not for the ops behind its own.
-                if carry_out(&mut self.back, &self.to_front, &mut self.start).is_none() {
+                if self.carry_out().is_none() {
                     return;
                 }
             }
         }
     }
 
+    /// Carries out what Back wants done; none when Front has gone.
     fn carry_out(&mut self) -> Option<Instant> {
-        carry_out(&mut self.back, &self.to_front, &mut self.start)
-    }
-}
-
-/// Carries out what Back wants done; none when Front has gone.
-fn carry_out(
-    back: &mut Back,
-    to_front: &mpsc::Sender<ToFront>,
-    start: &mut (dyn FnMut(Attempt) + Send),
-) -> Option<Instant> {
-    loop {
-        match back.poll_output() {
-            // Front never waits for this thread, so waiting for Front ends.
-            BackOutput::Front(message) => to_front.blocking_send(message).ok()?,
-            BackOutput::Start(attempt) => start(attempt),
-            // TODO(#4): a vault thread. A log whose checkpoints are never durable ends when its ring is full.
-            BackOutput::Freeze(_) | BackOutput::Install(_) => {}
-            BackOutput::Wait(deadline) => return Some(deadline),
+        loop {
+            match self.back.poll_output() {
+                // Front never waits for this thread, so waiting for Front ends.
+                BackOutput::Front(message) => self.to_front.blocking_send(message).ok()?,
+                BackOutput::Start(attempt) => (self.start)(attempt),
+                BackOutput::Freeze(entry) => {
+                    let begun = Clock.monotonic();
+                    let frozen = self.back.engine().freeze();
+                    self.counters.freeze.record(Clock.monotonic().since(begun));
+                    // The op that was executed last is the checkpoint's.
+                    let end = self.turn.progress();
+                    self.vault.push(VaultMessage::Freeze { entry, end, frozen });
+                }
+                BackOutput::Install(checkpoint) => self.vault.push(VaultMessage::Install(checkpoint)),
+                BackOutput::Wait(deadline) => return Some(deadline),
+            }
         }
     }
 }

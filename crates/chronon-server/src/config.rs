@@ -146,6 +146,24 @@ pub struct Limits {
     pub http_queue_max: usize,
     /// Attempts under way at once, of all sinks together.
     pub attempts_max: usize,
+    /// How fast checkpoints are written and sent.
+    pub checkpoints: CheckpointLimits,
+}
+
+/// How fast checkpoints are written and sent, so that neither disk nor network is taken from the live load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CheckpointLimits {
+    /// Bytes of state a second, before compression. When the log has used up half of its slack it is no limit.
+    pub write_bytes_per_second: u64,
+    /// Bytes of state a second that this replica sends to peers which fetch a state, all of them together.
+    pub transfer_bytes_per_second: u64,
+}
+
+impl Default for CheckpointLimits {
+    fn default() -> CheckpointLimits {
+        let mib = 1024 * 1024;
+        CheckpointLimits { write_bytes_per_second: 64 * mib, transfer_bytes_per_second: 64 * mib }
+    }
 }
 
 impl Default for Limits {
@@ -166,6 +184,7 @@ impl Default for Limits {
             http_connections_max: 256,
             http_queue_max: 4_096,
             attempts_max: 1_024,
+            checkpoints: CheckpointLimits::default(),
         }
     }
 }

@@ -1,13 +1,15 @@
 //! What the process counts, for `/metrics`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// Counts since the start of the process. Every field is one line of `/metrics`.
+    (counts { $($(#[$doc:meta])* $name:ident,)* } histograms { $($(#[$histogram_doc:meta])* $histogram:ident,)* }) => {
+        /// Counts since the start of the process. Every field is one line of `/metrics`, or one histogram.
         #[derive(Debug, Default)]
         pub(crate) struct Counters {
             $($(#[$doc])* pub(crate) $name: Counter,)*
+            $($(#[$histogram_doc])* pub(crate) $histogram: Histogram,)*
         }
 
         impl Counters {
@@ -15,59 +17,90 @@ macro_rules! counters {
             pub(crate) fn all(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($name), self.$name.value()),)*]
             }
+
+            /// Name and histogram of each.
+            pub(crate) fn histograms(&self) -> Vec<(&'static str, &Histogram)> {
+                vec![$((stringify!($histogram), &self.$histogram),)*]
+            }
         }
     };
 }
 
 counters! {
-    /// Messages received from peers.
-    peer_messages_received,
-    /// Messages queued for peers, counted once a recipient.
-    peer_messages_sent,
-    /// Messages to peers dropped because a queue was full.
-    peer_messages_dropped,
-    /// Messages of a newer release, dropped.
-    peer_messages_unknown,
-    /// Prepares dropped because the disk is behind.
-    peer_prepares_shed,
-    /// Connections of peers closed because of bad bytes.
-    peer_connections_bad,
-    /// Times that a peer was reported unreachable.
-    peer_unreachable,
-    /// Connections of clients accepted.
-    client_connections,
-    /// Connections refused because there were too many.
-    client_connections_refused,
-    /// Connections of clients closed because of bad bytes.
-    client_connections_bad,
-    /// Connections of clients closed because they did not read their answers.
-    client_connections_slow,
-    /// Submissions taken.
-    submissions,
-    /// Queries taken.
-    queries,
-    /// Answers given: decided by the log.
-    answers_decided,
-    /// Answers given: not executed.
-    answers_not_executed,
-    /// Answers given: nobody can say.
-    answers_indeterminate,
-    /// Writes handed to the WAL thread.
-    wal_writes,
-    /// Jobs carried out by the WAL thread.
-    wal_jobs,
-    /// Bytes of the log read back and checked.
-    wal_bytes_scrubbed,
-    /// Groups of the log found damaged while running, and written again.
-    wal_groups_damaged,
-    /// Attempts started.
-    attempts_started,
-    /// Attempts that never passed the gate.
-    attempts_abandoned,
-    /// View changes that this replica took part in.
-    view_changes,
-    /// Times that this replica gave the primacy up of its own accord.
-    abdications,
+    counts {
+        /// Messages received from peers.
+        peer_messages_received,
+        /// Messages queued for peers, counted once a recipient.
+        peer_messages_sent,
+        /// Messages to peers dropped because a queue was full.
+        peer_messages_dropped,
+        /// Messages of a newer release, dropped.
+        peer_messages_unknown,
+        /// Prepares dropped because the disk is behind.
+        peer_prepares_shed,
+        /// Connections of peers closed because of bad bytes.
+        peer_connections_bad,
+        /// Times that a peer was reported unreachable.
+        peer_unreachable,
+        /// Connections of clients accepted.
+        client_connections,
+        /// Connections refused because there were too many.
+        client_connections_refused,
+        /// Connections of clients closed because of bad bytes.
+        client_connections_bad,
+        /// Connections of clients closed because they did not read their answers.
+        client_connections_slow,
+        /// Submissions taken.
+        submissions,
+        /// Queries taken.
+        queries,
+        /// Answers given: decided by the log.
+        answers_decided,
+        /// Answers given: not executed.
+        answers_not_executed,
+        /// Answers given: nobody can say.
+        answers_indeterminate,
+        /// Writes handed to the WAL thread.
+        wal_writes,
+        /// Jobs carried out by the WAL thread.
+        wal_jobs,
+        /// Bytes of the log read back and checked.
+        wal_bytes_scrubbed,
+        /// Groups of the log found damaged while running, and written again.
+        wal_groups_damaged,
+        /// Attempts started.
+        attempts_started,
+        /// Attempts that never passed the gate.
+        attempts_abandoned,
+        /// View changes that this replica took part in.
+        view_changes,
+        /// Times that this replica gave the primacy up of its own accord.
+        abdications,
+        /// States written as checkpoints.
+        checkpoints_written,
+        /// States restored from checkpoints.
+        checkpoints_restored,
+        /// Times that the disk refused a part of a checkpoint.
+        checkpoint_disk_errors,
+        /// Bytes of checkpoints read back and checked.
+        vault_bytes_scrubbed,
+        /// Chunks of the newest checkpoint found damaged.
+        chunks_damaged,
+        /// Chunks read for peers.
+        chunks_served,
+        /// Chunks that peers have sent.
+        chunks_fetched,
+    }
+    histograms {
+        /// Executing one op.
+        apply,
+        /// Freezing the state at a checkpoint: for so long nothing is executed.
+        freeze,
+        /// Writing a checkpoint.
+        checkpoint_write,
+        /// Restoring a state from a checkpoint.
+        checkpoint_restore,
+    }
 }
 
 /// One count.
@@ -88,5 +121,71 @@ impl Counter {
     /// How many.
     pub(crate) fn value(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Upper bounds of a histogram's buckets, in microseconds.
+const BUCKETS: [u64; 20] = [
+    1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 500_000,
+    1_000_000, 5_000_000, 20_000_000,
+];
+
+/// How long something took, how often.
+#[derive(Debug, Default)]
+pub(crate) struct Histogram {
+    /// By the bucket, and one for what is beyond the last.
+    counts: [AtomicU64; BUCKETS.len() + 1],
+    nanos: AtomicU64,
+}
+
+impl Histogram {
+    /// It took this long once more.
+    pub(crate) fn record(&self, took: Duration) {
+        let micros = took.as_nanos().div_ceil(1_000);
+        let bucket = BUCKETS.partition_point(|bound| u128::from(*bound) < micros);
+        self.counts[bucket].fetch_add(1, Ordering::Relaxed);
+        self.nanos.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Upper bounds in seconds, each with how often it took at most that long.
+    pub(crate) fn buckets(&self) -> Vec<(f64, u64)> {
+        let mut count = 0;
+        let bounds = BUCKETS.iter().map(|micros| *micros as f64 / 1e6).chain([f64::INFINITY]);
+        bounds
+            .zip(&self.counts)
+            .map(|(bound, bucket)| {
+                count += bucket.load(Ordering::Relaxed);
+                (bound, count)
+            })
+            .collect()
+    }
+
+    /// Seconds in all.
+    pub(crate) fn seconds(&self) -> f64 {
+        self.nanos.load(Ordering::Relaxed) as f64 / 1e9
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_counts_in_every_bucket_that_is_not_too_small_for_it() {
+        let histogram = Histogram::default();
+        for nanos in [0, 1_000, 1_001, 5_000_000, 5_000_001, 60_000_000_000] {
+            histogram.record(Duration::from_nanos(nanos));
+        }
+        let at = |seconds: f64| {
+            let buckets = histogram.buckets();
+            buckets.iter().find(|(bound, _)| *bound == seconds).map(|(_, count)| *count)
+        };
+        assert_eq!(at(0.000_001), Some(2));
+        assert_eq!(at(0.000_002), Some(3));
+        assert_eq!(at(0.002), Some(3));
+        assert_eq!(at(0.005), Some(4));
+        assert_eq!(at(0.01), Some(5));
+        assert_eq!(at(f64::INFINITY), Some(6));
+        assert!((histogram.seconds() - 60.010_002).abs() < 1e-3);
     }
 }

@@ -12,9 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chronon_kernel::{Answer, Busy, Consistency, Engine, NotExecuted};
-use chronon_node::{
-    Front, FrontInput, FrontOutput, FrontStatus, Gate, ToBack, ToFront, Token, VaultReport, VaultTask,
-};
+use chronon_node::{Front, FrontInput, FrontOutput, FrontStatus, Gate, ToBack, ToFront, Token, VaultReport};
 use chronon_vsr::{
     ClusterId, Durable, Event, Instant, Message, Op, Payload, ReplicaId, Role, Status, Write, WriteNumber,
 };
@@ -31,6 +29,7 @@ use crate::counters::Counters;
 use crate::mailbox::Mailbox;
 use crate::peers::Peers;
 use crate::stop::{Stop, StopReason};
+use crate::vault::{Turn, VaultMessage};
 
 /// Between two reports of the disk's age while a write is outstanding.
 const DISK_AGE_REPORT: Duration = Duration::from_millis(100);
@@ -107,6 +106,9 @@ pub(crate) struct FrontThread {
     writes: RefCell<Writes>,
     wal: Mailbox<Write>,
     back: Mailbox<BackMessage>,
+    vault: Mailbox<VaultMessage>,
+    turn: Arc<Turn>,
+    voters: Vec<ReplicaId>,
     gate: Arc<Mutex<Gate>>,
     pub(crate) stop: Stop,
 }
@@ -115,6 +117,9 @@ pub(crate) struct FrontThread {
 pub(crate) struct Joints {
     pub(crate) wal: Mailbox<Write>,
     pub(crate) back: Mailbox<BackMessage>,
+    pub(crate) vault: Mailbox<VaultMessage>,
+    pub(crate) turn: Arc<Turn>,
+    pub(crate) voters: Vec<ReplicaId>,
     pub(crate) gate: Arc<Mutex<Gate>>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) stop: Stop,
@@ -124,6 +129,7 @@ pub(crate) struct Joints {
 pub(crate) struct Inlets {
     pub(crate) durable: mpsc::Receiver<Durable>,
     pub(crate) back: mpsc::Receiver<ToFront>,
+    pub(crate) vault: mpsc::Receiver<VaultReport>,
     pub(crate) asks: mpsc::Receiver<Ask>,
 }
 
@@ -152,6 +158,9 @@ impl FrontThread {
             writes: RefCell::default(),
             wal: joints.wal,
             back: joints.back,
+            vault: joints.vault,
+            turn: joints.turn,
+            voters: joints.voters,
             gate: joints.gate,
             counters: joints.counters,
             stop: joints.stop,
@@ -170,6 +179,7 @@ impl FrontThread {
                 () = self.touched.notified() => {}
                 Some(durable) = inlets.durable.recv() => self.durable(durable),
                 Some(from_back) = inlets.back.recv() => self.handle(FrontInput::Back(from_back)),
+                Some(report) = inlets.vault.recv() => self.handle(FrontInput::Vault(report)),
                 Some(ask) = inlets.asks.recv() => self.ask(ask),
                 () = sleep(patience) => {}
             }
@@ -180,6 +190,9 @@ impl FrontThread {
             for _ in 0..TURN_MAX {
                 let Ok(from_back) = inlets.back.try_recv() else { break };
                 self.handle(FrontInput::Back(from_back));
+            }
+            while let Ok(report) = inlets.vault.try_recv() {
+                self.handle(FrontInput::Vault(report));
             }
             for _ in 0..TURN_MAX {
                 let Ok(ask) = inlets.asks.try_recv() else { break };
@@ -228,7 +241,9 @@ impl FrontThread {
 
     /// This replica's part of `GET /v1/cluster`.
     pub(crate) fn status_json(&self) -> String {
-        let status = self.front.borrow().status();
+        let front = self.front.borrow();
+        let status = front.status();
+        let replica = front.replica();
         let (role, stamp, serving, primary) = match status.role {
             Role::Primary { stamp, serving } => ("primary", stamp, serving, Some(self.me)),
             Role::Backup { stamp, primary } => ("backup", stamp, false, Some(primary)),
@@ -252,6 +267,9 @@ impl FrontThread {
             "op": status.head.value(),
             "commit": status.commit_max.op.value(),
             "applied": status.applied.value(),
+            "checkpoint": replica.checkpoint().entry.op.value(),
+            "log_start": replica.log_start().value(),
+            "fetching_state": replica.is_fetching_state(),
             "queued": status.queued,
             "disk_age_ms": u64::try_from(disk_age.as_millis()).unwrap_or(u64::MAX),
             "peers_connected": self.peers.connected(),
@@ -341,19 +359,22 @@ impl FrontThread {
                     front.handle(self.clock.now(), FrontInput::Back(queried));
                 }
                 FrontOutput::Back(to_back) => self.back.push(BackMessage::Front(to_back)),
-                // TODO(#4): a vault thread. Until it is there this replica takes and serves no checkpoints.
-                FrontOutput::Vault(VaultTask::Read { to, id }) => {
-                    let report = VaultReport::Read { to, id, bytes: None };
-                    front.handle(self.clock.now(), FrontInput::Vault(report));
-                }
-                FrontOutput::Vault(VaultTask::Fetch(_) | VaultTask::Store { .. }) => {}
+                FrontOutput::Vault(task) => self.vault.push(VaultMessage::Task(task)),
                 FrontOutput::Answer(token, answer) => self.answer(token, answer),
                 FrontOutput::GateConfirmed(round) => {
                     self.gate.lock().unwrap_or_else(PoisonError::into_inner).confirm(round);
                 }
                 FrontOutput::GateClosed => self.gate.lock().unwrap_or_else(PoisonError::into_inner).close(),
-                FrontOutput::Event(event) => self.tell(&event),
-                FrontOutput::Wait(deadline) => return deadline.min(self.writes.borrow().next_report()),
+                FrontOutput::Event(event) => {
+                    if let Event::CheckpointDurable { .. } | Event::Synced { .. } = event {
+                        self.vault.push(VaultMessage::Durable(*front.replica().checkpoint()));
+                    }
+                    self.tell(&event);
+                }
+                FrontOutput::Wait(deadline) => {
+                    self.turn.note_role(self.me, &self.voters, &front.status().role);
+                    return deadline.min(self.writes.borrow().next_report());
+                }
             }
         }
     }

@@ -10,7 +10,11 @@
 //!            ┌───┴─── pool ───┐               ┌─────▼─ Back thread ─┐
 //! HTTP ◄───► │ api            │   attempts    │ apply.rs            │
 //! sinks ◄──► │ attempts.rs    │ ◄───────────► │ chronon_node::Back  │
-//!            └────────────────┘               └─────────────────────┘
+//!            └────────────────┘               └─────▲───────────────┘
+//!                           frozen states │ engines restored
+//!            ┌── vault thread ──┐ ◄───────┴─────────┘
+//!    disk ◄─►│ vault.rs         │ ◄──► Front: chunks from and for peers
+//!            └──────────────────┘
 //! ```
 //!
 //! Queues between threads are bounded by named limits ([`Limits`]); what is full says Busy, or drops what may be lost.
@@ -32,10 +36,11 @@ mod node;
 mod peers;
 mod sinks;
 mod stop;
+mod vault;
 mod wal;
 mod wire;
 
 pub use call::{Call, CallError};
-pub use config::{Addresses, DiskHook, DiskKind, Limits, Listen, ServerConfig};
+pub use config::{Addresses, CheckpointLimits, DiskHook, DiskKind, Limits, Listen, ServerConfig};
 pub use node::{BoundAddresses, Founding, Node, RunningNode, StartError};
 pub use stop::StopReason;

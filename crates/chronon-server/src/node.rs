@@ -15,7 +15,8 @@ use chronon_kernel::{Contract, Engine, EngineOptions, Lineage, SinkName, SinkSpe
 use chronon_node::{Back, Front, Gate};
 use chronon_sinks::{ConfigError, Executor, Executors, GateHandle, Secrets};
 use chronon_storage::{
-    DataDirectory, Disk, Expect, FormatError, Journal, OpenError, Operation, RealDisk, UnflushedDisk,
+    DataDirectory, Disk, Expect, File, FormatError, Journal, OpenError, Operation, RealDisk, UnflushedDisk,
+    Vault, VaultError,
 };
 use chronon_vsr::{
     BODY_SIZE_MAX, ClusterId, DiskId, Epoch, Member, Membership, Options, Prng, Recovered, Release,
@@ -38,6 +39,7 @@ use crate::front::{FrontHandle, FrontThread, Inlets, Joints};
 use crate::mailbox::Mailbox;
 use crate::peers::Peers;
 use crate::stop::{Stop, StopReason, guarded};
+use crate::vault::{Turn, VaultParts, VaultThread};
 use crate::wal::WalThread;
 use crate::{api, clients, sinks};
 
@@ -213,8 +215,7 @@ impl<M: StateMachine> Node<M> {
             check.map_err(|error| StartError::Sink { sink: name.clone(), error })?;
         }
         let admission = Admission { edge: chronon_kernel::edge::<M>(), executors };
-        let engine = move |options| -> Box<dyn Engine> { chronon_kernel::engine::<M>(options) };
-        let running = start(path, config, admission, Box::new(engine), sinks).await?;
+        let running = start(path, config, admission, chronon_kernel::engine::<M>, sinks).await?;
         Ok(RunningNode { running, machine: PhantomData })
     }
 }
@@ -357,7 +358,7 @@ impl Drop for Running {
     }
 }
 
-type MakeEngine = Box<dyn FnOnce(EngineOptions) -> Box<dyn Engine> + Send>;
+type MakeEngine = fn(EngineOptions) -> Box<dyn Engine>;
 
 async fn start(
     path: PathBuf,
@@ -383,7 +384,7 @@ async fn start(
 
     let (opening, data) = (config.clone(), path.clone());
     let opened = tokio::task::spawn_blocking(move || open(path, &opening)).await;
-    let Opened { directory, disk, journal, recovered } = opened
+    let Opened { directory, disk, journal, recovered, vault_disk, vault } = opened
         .map_err(|panic| StartError::System { doing: "open the data", source: io::Error::other(panic) })??;
     let membership = recovered.state.membership.clone();
     let me = recovered.replica;
@@ -411,13 +412,16 @@ async fn start(
     let back_mailbox: Mailbox<BackMessage> = Mailbox::new();
     let (durable_sender, durable) = mpsc::channel(INLET_SIZE);
     let (to_front, from_back) = mpsc::channel(INLET_SIZE);
+    let vault_mailbox = Mailbox::new();
+    let (vault_sender, from_vault) = mpsc::channel(INLET_SIZE);
+    let turn = Arc::new(Turn::default());
     let (asks_sender, asks) = mpsc::channel(config.limits.http_queue_max);
     let front_handle = FrontHandle::new(asks_sender);
     let mut threads = Vec::new();
 
     let wal = WalThread {
         disk,
-        directory,
+        directory: Arc::clone(&directory),
         mailbox: wal_mailbox.clone(),
         to_front: durable_sender,
         counters: Arc::clone(&counters),
@@ -439,8 +443,25 @@ async fn start(
         limits: config.engine,
         mutations: config.mutations,
     };
+    let vault_thread = VaultParts {
+        vault,
+        disk: vault_disk,
+        directory,
+        mailbox: vault_mailbox.clone(),
+        to_front: vault_sender,
+        back: back_mailbox.clone(),
+        template: Arc::from(engine(options)),
+        turn: Arc::clone(&turn),
+        limits: config.limits.checkpoints,
+        ring: wal.journal.ring(),
+        voters: membership.voters.len(),
+        checkpoint: recovered.state.checkpoint,
+        counters: Arc::clone(&counters),
+        stop: stop.clone(),
+    };
     let back_thread = {
         let mailbox = back_mailbox.clone();
+        let (vault, turn, counters) = (vault_mailbox.clone(), Arc::clone(&turn), Arc::clone(&counters));
         let before_commit = match (&config.before_commit, config.disk) {
             (None, DiskKind::Unflushed) => {
                 let order = data.join("stall-apply");
@@ -456,6 +477,9 @@ async fn start(
             to_front,
             start: Box::new(move |attempt| attempts.start(attempt)),
             frozen,
+            vault,
+            turn,
+            counters,
             before_commit,
         }
     };
@@ -470,11 +494,14 @@ async fn start(
         joints: Joints {
             wal: wal_mailbox.clone(),
             back: back_mailbox.clone(),
+            vault: vault_mailbox.clone(),
+            turn,
+            voters: membership.voters.iter().map(|voter| voter.replica).collect(),
             gate,
             counters: Arc::clone(&counters),
             stop: stop.clone(),
         },
-        inlets: Inlets { durable, back: from_back, asks },
+        inlets: Inlets { durable, back: from_back, vault: from_vault, asks },
         peer_listener,
         client_listener,
     };
@@ -487,8 +514,9 @@ async fn start(
             .map_err(|source| StartError::System { doing, source })
     };
     threads.push(spawn("wal", Box::new(move || wal.run()))?);
+    threads.push(spawn("vault", Box::new(move || VaultThread::new(vault_thread).run()))?);
     threads.push(spawn("back", Box::new(move || back_thread().run()))?);
-    let closing = (wal_mailbox, back_mailbox.clone());
+    let closing = (wal_mailbox, back_mailbox.clone(), vault_mailbox);
     let front_stop = stop.clone();
     threads.push(spawn(
         "front",
@@ -498,6 +526,7 @@ async fn start(
             front_stop.stop(StopReason::Requested);
             closing.0.close();
             closing.1.close();
+            closing.2.close();
         }),
     )?);
 
@@ -569,33 +598,49 @@ fn addresses_of_peers(
 }
 
 struct Opened {
-    directory: DataDirectory,
+    directory: Arc<DataDirectory>,
     disk: Box<dyn Disk + Send>,
     journal: Journal,
     recovered: Recovered,
+    /// The same files for the vault thread, which uses others of them.
+    vault_disk: Box<dyn Disk + Send>,
+    vault: Vault,
 }
 
 fn open(path: PathBuf, config: &ServerConfig) -> Result<Opened, OpenError> {
     let directory = DataDirectory::open(path)?;
-    let disk =
-        directory.disk().map_err(|source| OpenError::Disk { doing: "open the files".to_owned(), source })?;
-    let mut disk: Box<dyn Disk + Send> = match config.disk {
-        DiskKind::Real => Box::new(disk),
-        DiskKind::Unflushed => Box::new(stallable(disk, directory.path(), config.before_disk.clone())),
+    let open_disk = || -> Result<Box<dyn Disk + Send>, OpenError> {
+        let disk = directory
+            .disk()
+            .map_err(|source| OpenError::Disk { doing: "open the files".to_owned(), source })?;
+        Ok(match config.disk {
+            DiskKind::Real => Box::new(disk),
+            DiskKind::Unflushed => Box::new(stallable(disk, directory.path(), config.before_disk.clone())),
+        })
     };
+    let (mut disk, mut vault_disk) = (open_disk()?, open_disk()?);
     let expect = Expect { cluster: config.cluster, replica: config.replica };
     let (journal, recovered) = chronon_storage::open(&mut *disk, expect, config.mutations)?;
-    Ok(Opened { directory, disk, journal, recovered })
+    let vault = Vault::open(&mut *vault_disk, journal.identity()).map_err(|error| match error {
+        VaultError::Disk { doing, source } => OpenError::Disk { doing, source },
+        // A newer release of storage may tell more.
+        other => {
+            OpenError::Disk { doing: "open the checkpoints".to_owned(), source: io::Error::other(other) }
+        }
+    })?;
+    Ok(Opened { directory: Arc::new(directory), disk, journal, recovered, vault_disk, vault })
 }
 
-/// A disk whose flushes wait as long as the file `stall-disk` says, once; before that each operation asks the hook.
+/// A disk whose flushes of the log wait as long as the file `stall-disk` says, once; before that each operation asks the
+/// hook.
 fn stallable(disk: RealDisk, path: &Path, before: Option<DiskHook>) -> UnflushedDisk<RealDisk> {
     let order = path.join("stall-disk");
     UnflushedDisk::new(disk).with_hook(Box::new(move |operation| {
         before.as_ref().map_or(Ok(()), |before| before(operation))?;
         match operation {
-            Operation::Flush { .. } => stall(&order),
-            Operation::Read { .. }
+            Operation::Flush { file: File::Superblock | File::Wal } => stall(&order),
+            Operation::Flush { file: File::Pack(_) }
+            | Operation::Read { .. }
             | Operation::Write { .. }
             | Operation::Reserve { .. }
             | Operation::Truncate { .. }

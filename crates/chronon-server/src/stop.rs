@@ -41,6 +41,24 @@ pub enum StopReason {
         /// Its answer.
         error: String,
     },
+    /// The only replica of a cluster has a checkpoint that can't be read, and nobody else has it.
+    #[error(
+        "this is the only replica, and its checkpoint of op {op} is damaged: {damage}; restore from a backup, or recover the disk"
+    )]
+    CheckpointDamaged {
+        /// The checkpoint's op.
+        op: u64,
+        /// What is damaged, and where.
+        damage: String,
+    },
+    /// A checkpoint is whole, and this program can't go on from it: another version of the machine has written it.
+    #[error("the state of op {op} can't be restored: {error}")]
+    CheckpointUnusable {
+        /// The checkpoint's op.
+        op: u64,
+        /// Why.
+        error: String,
+    },
     /// More was written than the limits allow: a bug.
     #[error("more writes are waiting than {limit}")]
     WalQueueFull {
@@ -72,6 +90,8 @@ impl Stop {
                 StopReason::Disk { .. }
                 | StopReason::Panicked { .. }
                 | StopReason::System { .. }
+                | StopReason::CheckpointDamaged { .. }
+                | StopReason::CheckpointUnusable { .. }
                 | StopReason::WalQueueFull { .. } => error!("the replica stops: {reason}"),
             }
             *present = Some(reason);

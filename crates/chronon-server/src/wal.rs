@@ -29,7 +29,7 @@ pub(crate) struct WalThread {
     pub(crate) journal: Journal,
     pub(crate) disk: Box<dyn Disk + Send>,
     /// Holds the lock of the data directory for as long as this thread may write.
-    pub(crate) directory: DataDirectory,
+    pub(crate) directory: Arc<DataDirectory>,
     pub(crate) mailbox: Mailbox<Write>,
     pub(crate) to_front: mpsc::Sender<Durable>,
     pub(crate) counters: Arc<Counters>,

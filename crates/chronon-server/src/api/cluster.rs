@@ -117,6 +117,21 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     for (name, value) in api.counters.all() {
         line("counter", &format!("{name}_total"), value);
     }
+    for (name, histogram) in api.counters.histograms() {
+        let name = format!("chronon_{name}_seconds");
+        let _ = writeln!(text, "# TYPE {name} histogram");
+        let mut count = 0;
+        for (bound, so_far) in histogram.buckets() {
+            count = so_far;
+            let bound = if bound.is_finite() { bound.to_string() } else { "+Inf".to_owned() };
+            let _ = writeln!(text, "{name}_bucket{{le=\"{bound}\"}} {so_far}");
+        }
+        let _ = writeln!(text, "{name}_sum {}\n{name}_count {count}", histogram.seconds());
+    }
+    // Writing to a string can't fail.
+    let mut line = |kind: &str, name: &str, value: u64| {
+        let _ = writeln!(text, "# TYPE chronon_{name} {kind}\nchronon_{name} {value}");
+    };
     if let Some(report) = api.front.report().await {
         let status = report.status;
         line("gauge", "primary", u64::from(matches!(status.role, Role::Primary { .. })));

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::{Condvar, Mutex};
 
-use chronon_storage::Operation;
+use chronon_storage::{File, Operation};
 
 /// Stops whoever passes for as long as it is on.
 #[derive(Debug, Default)]
@@ -16,6 +16,7 @@ pub(crate) struct Brake {
 struct State {
     on: bool,
     powerless: bool,
+    full: bool,
     held: usize,
 }
 
@@ -50,13 +51,25 @@ impl Brake {
         self.changed.notify_all();
     }
 
+    /// Whether there is no room for chunks of checkpoints any more.
+    pub(crate) fn fill(&self, full: bool) {
+        self.state.lock().unwrap().full = full;
+    }
+
     /// The hook of a disk: flushes wait while the brake is on, and nothing happens without power.
     pub(crate) fn before_disk(&self, operation: Operation) -> io::Result<()> {
         if let Operation::Flush { .. } = operation {
             self.pass();
         }
-        if self.state.lock().unwrap().powerless {
+        let state = self.state.lock().unwrap();
+        if state.powerless {
             return Err(io::Error::other("the power is gone"));
+        }
+        let (Operation::Write { file, .. } | Operation::Reserve { file, .. }) = operation else {
+            return Ok(());
+        };
+        if state.full && matches!(file, File::Pack(_)) {
+            return Err(io::ErrorKind::StorageFull.into());
         }
         Ok(())
     }

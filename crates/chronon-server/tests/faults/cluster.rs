@@ -15,7 +15,7 @@ use chronon_client::{Client, ClientOptions, TypedClient};
 use chronon_kernel::{Consistency, Contract, SinkName};
 use chronon_server::{
     Addresses, Call, CallError, DiskKind, Founding, Limits, Listen, Node, RunningNode, ServerConfig,
-    StartError,
+    StartError, StopReason,
 };
 use chronon_storage::OpenError;
 use chronon_vsr::{ClusterId, Mutations, Op, ReplicaId};
@@ -31,6 +31,8 @@ pub(crate) struct Setup {
     pub(crate) replicas: u8,
     pub(crate) mutations: Mutations,
     pub(crate) attempts_max: usize,
+    /// The log of each replica.
+    pub(crate) log_bytes: u64,
     pub(crate) serve: Serve,
 }
 
@@ -38,7 +40,7 @@ impl Setup {
     /// So many replicas, and a sink that does what it is asked.
     pub(crate) fn new(replicas: u8) -> Setup {
         let serve: Serve = Arc::new(|_, call| Box::pin(async move { Ok(format!("did {}", call.effect)) }));
-        Setup { replicas, mutations: Mutations::NONE, attempts_max: 1_024, serve }
+        Setup { replicas, mutations: Mutations::NONE, attempts_max: 1_024, log_bytes: 48 << 20, serve }
     }
 }
 
@@ -68,12 +70,14 @@ pub(crate) struct Status {
     pub(crate) op: u64,
     pub(crate) commit: u64,
     pub(crate) applied: u64,
+    pub(crate) checkpoint: u64,
+    pub(crate) log_start: u64,
 }
 
 impl Cluster {
     /// Formats the replicas and starts them.
     pub(crate) async fn start(setup: Setup) -> Cluster {
-        let founding = Founding::draw(setup.replicas).unwrap().log_size(48 << 20);
+        let founding = Founding::draw(setup.replicas).unwrap().log_size(setup.log_bytes);
         let directory = tempfile::tempdir().unwrap();
         // All at once, with those of the links, so that no port is given out twice.
         let held: Vec<TcpListener> =
@@ -244,6 +248,21 @@ impl Cluster {
         let name = format!("chronon_{name}_total ");
         let text = text.await.unwrap();
         text.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap()
+    }
+
+    /// How often something was measured, by the name of its histogram in `/metrics`.
+    pub(crate) async fn measured(&self, replica: u8, name: &str) -> u64 {
+        let port = self.ports[usize::from(replica)][2];
+        let text = tokio::task::spawn_blocking(move || request(port, "GET", "/metrics", "", ""));
+        let name = format!("chronon_{name}_seconds_count ");
+        let text = text.await.unwrap();
+        text.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap()
+    }
+
+    /// Waits until a replica has stopped by itself, and says why.
+    pub(crate) async fn stopped(&mut self, replica: u8) -> StopReason {
+        let running = self.nodes[usize::from(replica)].take().unwrap();
+        within("the replica stops", running.node.stopped()).await
     }
 
     /// A counter's sum over all replicas.

@@ -66,23 +66,27 @@ impl Told {
 }
 
 impl Load {
-    /// Clients of this cluster that ask this replica first, as fast as they can. The log is not shortened yet: a test
-    /// that lasts for seconds would fill it.
+    /// Clients of this cluster that ask this replica first, as fast as they can.
     pub(crate) fn hasty(cluster: &Cluster, first: u8) -> Load {
-        Load::start(cluster, first, Duration::ZERO)
+        Load::start(cluster, first, Duration::ZERO, 0)
     }
 
     /// The same with pauses between commands, for as long as a test may last.
     pub(crate) fn steady(cluster: &Cluster, first: u8) -> Load {
-        Load::start(cluster, first, Duration::from_millis(30))
+        Load::start(cluster, first, Duration::from_millis(30), 0)
     }
 
-    fn start(cluster: &Cluster, first: u8, pause: Duration) -> Load {
+    /// As fast as they can, and every command takes 100 KiB of the log.
+    pub(crate) fn heavy(cluster: &Cluster, first: u8) -> Load {
+        Load::start(cluster, first, Duration::ZERO, 96 * 1024)
+    }
+
+    fn start(cluster: &Cluster, first: u8, pause: Duration, weight: usize) -> Load {
         let shared = Arc::new(Shared::default());
         let client = cluster.client(first);
         let mut tasks = JoinSet::new();
         for _ in 0..TASKS {
-            tasks.spawn(submit(client.clone(), Arc::clone(&shared), pause));
+            tasks.spawn(submit(client.clone(), Arc::clone(&shared), pause, weight));
         }
         Load { shared, tasks }
     }
@@ -118,10 +122,14 @@ impl Load {
     }
 }
 
-async fn submit(client: TypedClient<Ledger>, shared: Arc<Shared>, pause: Duration) {
+async fn submit(client: TypedClient<Ledger>, shared: Arc<Shared>, pause: Duration, weight: usize) {
     while !shared.over.load(Ordering::Relaxed) {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let mut ended = client.submit(&Command::Transfer(number)).await;
+        let command = match weight {
+            0 => Command::Transfer(number),
+            bytes => Command::Heavy(number, vec![7; bytes]),
+        };
+        let mut ended = client.submit(&command).await;
         if let Err(SubmitError::Indeterminate { ticket }) = ended {
             // As an honest client does: under the same number.
             ended = client.resume(ticket).await;

@@ -25,6 +25,8 @@ pub(crate) struct Ledger {
 pub(crate) enum Command {
     /// Moves money between two accounts that its number chooses.
     Transfer(u64),
+    /// The same, with bytes that say nothing and take room in the log.
+    Heavy(u64, Vec<u8>),
     /// Asks the sink for something, under this number.
     Send(u64),
 }
@@ -69,12 +71,12 @@ impl StateMachine for Ledger {
     }
 
     fn apply(&mut self, cx: &mut Context<'_, Ledger>, command: Command) -> u64 {
-        let (Command::Transfer(number) | Command::Send(number)) = command;
+        let (Command::Transfer(number) | Command::Heavy(number, _) | Command::Send(number)) = command;
         let times = self.applied.get(&number).copied().unwrap_or(0) + 1;
         self.applied.insert(number, times);
         self.trail.set(self.trail.get().wrapping_mul(31).wrapping_add(number));
         match command {
-            Command::Transfer(number) => {
+            Command::Transfer(number) | Command::Heavy(number, _) => {
                 let (from, to) = (number % ACCOUNTS, number / ACCOUNTS % ACCOUNTS);
                 self.accounts.modify(&from, |balance| *balance -= 1);
                 self.accounts.modify(&to, |balance| *balance += 1);

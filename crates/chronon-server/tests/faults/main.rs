@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests")]
 
 mod brake;
+mod checkpoints;
 mod cluster;
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,0 +1,693 @@
+//! The vault thread: makes frozen states durable as chunks, makes engines of them again, and serves them to peers.
+//!
+//! Neither Front, nor the WAL thread, nor Back ever waits for it. What it is told is bounded by the protocol's core: one
+//! freeze and one transfer at a time, a few chunks on their way, a few reads for peers.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use chronon_kernel::{Engine, Frozen, Put};
+use chronon_node::{VaultReport, VaultTask};
+use chronon_storage::{ChunkDamage, ChunkList, DataDirectory, Disk, Vault, perform};
+use chronon_vsr::{Checkpoint, Checksum, Instant, OpRef, ReplicaId, Ring, Role};
+use tokio::sync::mpsc;
+use tracing::{error, info, warn};
+
+use crate::apply::BackMessage;
+use crate::clock::Clock;
+use crate::config::CheckpointLimits;
+use crate::counters::Counters;
+use crate::mailbox::{Mailbox, Waited};
+use crate::stop::{Stop, StopReason};
+
+/// The most chunks that are reported missing at a time.
+const MISSING_MAX: usize = 64;
+
+/// What a checkpoint has written so far, or a transfer brought, becomes durable this often: a crash or a full disk costs
+/// no more than that.
+const SYNC_EVERY: u64 = 16 * 1024 * 1024;
+
+/// Moved at a time out of a file that is to go.
+const COMPACT_BYTES: usize = 4 * 1024 * 1024;
+
+/// How long a disk that refused chunks is left alone.
+const DISK_PAUSE: Duration = Duration::from_secs(1);
+
+/// While the log stands still a replica writes its checkpoint this much after the one before it in turn.
+const TURN_PAUSE: Duration = Duration::from_millis(500);
+
+/// How often a state that waits for its turn looks how far the log has come.
+const TURN_LOOK: Duration = Duration::from_millis(20);
+
+/// How far writing may run ahead of its rate before it rests.
+const WRITE_AHEAD: Duration = Duration::from_millis(20);
+
+/// So much of the chunks is read back every so often.
+const SCRUB_EVERY: Duration = Duration::from_secs(1);
+const SCRUB_BYTES: u64 = 256 * 1024;
+
+/// How often room is set aside again when there was none, or the vault was busy.
+const RESERVE_EVERY: Duration = Duration::from_secs(5);
+
+/// Room that is set aside for the next checkpoint besides what the newest one takes.
+const RESERVE_MORE: u64 = 4 * 1024 * 1024;
+
+/// What the vault thread is told.
+pub(crate) enum VaultMessage {
+    /// From Front.
+    Task(VaultTask),
+    /// From Back: make this state durable.
+    Freeze {
+        /// The op behind which it was frozen.
+        entry: OpRef,
+        /// The ring offset behind that op.
+        end: u64,
+        /// The state.
+        frozen: Box<dyn Frozen>,
+    },
+    /// From Back: make an engine of this checkpoint.
+    Install(Checkpoint),
+    /// From Front: the superblock names this checkpoint.
+    Durable(Checkpoint),
+}
+
+/// How far the log has come, and this replica's turn: replicas write their checkpoints one after another, the primary
+/// last, so that a commit rarely waits for a disk that is busy with one.
+#[derive(Debug, Default)]
+pub(crate) struct Turn {
+    progress: AtomicU64,
+    rank: AtomicU32,
+}
+
+impl Turn {
+    /// Back was handed an op that ends there in the ring.
+    pub(crate) fn note_progress(&self, end: u64) {
+        self.progress.store(end, Ordering::Relaxed);
+    }
+
+    /// Where the newest op that Back was handed ends in the ring.
+    pub(crate) fn progress(&self) -> u64 {
+        self.progress.load(Ordering::Relaxed)
+    }
+
+    /// This replica plays that part among these voters.
+    pub(crate) fn note_role(&self, me: ReplicaId, voters: &[ReplicaId], role: &Role) {
+        self.rank.store(rank(me, voters, role), Ordering::Relaxed);
+    }
+
+    fn rank(&self) -> u32 {
+        self.rank.load(Ordering::Relaxed)
+    }
+}
+
+/// How many replicas write before this one.
+fn rank(me: ReplicaId, voters: &[ReplicaId], role: &Role) -> u32 {
+    let place = |replica: ReplicaId| voters.iter().position(|voter| *voter == replica).unwrap_or(0);
+    let last = match role {
+        Role::Primary { .. } => place(me),
+        Role::Backup { primary, .. } => place(*primary),
+        Role::Changing { .. } => voters.len() - 1,
+    };
+    ((place(me) + voters.len() - 1 - last) % voters.len()) as u32
+}
+
+/// What the vault thread is made of.
+pub(crate) struct VaultParts {
+    pub(crate) vault: Vault,
+    pub(crate) disk: Box<dyn Disk + Send>,
+    /// Holds the lock of the data directory for as long as this thread may write.
+    pub(crate) directory: Arc<DataDirectory>,
+    pub(crate) mailbox: Mailbox<VaultMessage>,
+    pub(crate) to_front: mpsc::Sender<VaultReport>,
+    pub(crate) back: Mailbox<BackMessage>,
+    /// Of the machine, to restore others like it.
+    pub(crate) template: Arc<dyn Engine>,
+    pub(crate) turn: Arc<Turn>,
+    pub(crate) limits: CheckpointLimits,
+    pub(crate) ring: Ring,
+    pub(crate) voters: usize,
+    /// The superblock's.
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) stop: Stop,
+}
+
+/// What runs the vault thread.
+pub(crate) struct VaultThread {
+    parts: VaultParts,
+    queue: VecDeque<VaultMessage>,
+    /// Reads for peers that wait for their share of the network.
+    reads: VecDeque<(ReplicaId, Checksum)>,
+    read_pace: Pace,
+    write_pace: Pace,
+    /// A state that waits for its turn to be written.
+    waiting: Option<Waiting>,
+    /// The state that was written last: the next one is written as what differs.
+    written: Option<Written>,
+    /// The checkpoint in the superblock, the one that was there before it, and the one that is being fetched.
+    current: Checkpoint,
+    previous: Option<Checksum>,
+    target: Option<Checkpoint>,
+    /// A transfer that a full disk has interrupted is looked at again.
+    fetch_again: Option<(Instant, Checkpoint)>,
+    since_sync: u64,
+    compacting: bool,
+    reserve_at: Instant,
+    scrub_at: Instant,
+}
+
+struct Waiting {
+    entry: OpRef,
+    end: u64,
+    frozen: Box<dyn Frozen>,
+    since: Instant,
+    not_before: Instant,
+}
+
+struct Written {
+    frozen: Box<dyn Frozen>,
+    sizes: BTreeMap<Checksum, u32>,
+}
+
+/// The replica stops.
+struct Closed;
+
+/// Why a state was not written.
+enum Unwritten {
+    Closed,
+    /// The disk refused something.
+    Disk,
+    /// A chunk that the state before had is not here any more.
+    Lacking,
+    /// The state is too large.
+    Never(String),
+}
+
+impl From<Closed> for Unwritten {
+    fn from(Closed: Closed) -> Unwritten {
+        Unwritten::Closed
+    }
+}
+
+impl VaultThread {
+    /// A thread's state around an opened vault.
+    pub(crate) fn new(parts: VaultParts) -> VaultThread {
+        let now = Clock.monotonic();
+        VaultThread {
+            queue: VecDeque::new(),
+            reads: VecDeque::new(),
+            read_pace: Pace { rate: parts.limits.transfer_bytes_per_second, from: now },
+            write_pace: Pace { rate: parts.limits.write_bytes_per_second, from: now },
+            waiting: None,
+            written: None,
+            current: parts.checkpoint,
+            previous: None,
+            target: None,
+            fetch_again: None,
+            since_sync: 0,
+            compacting: false,
+            reserve_at: now,
+            scrub_at: now + SCRUB_EVERY,
+            parts,
+        }
+    }
+
+    /// Runs until the replica stops.
+    pub(crate) fn run(mut self) {
+        let Err(Closed) = self.work();
+    }
+
+    fn work(&mut self) -> Result<std::convert::Infallible, Closed> {
+        loop {
+            let idle = self.queue.is_empty() && !self.compacting;
+            let patience = if idle { self.deadline().since(Clock.monotonic()) } else { Duration::ZERO };
+            self.breathe(patience)?;
+            if let Some(message) = self.queue.pop_front() {
+                self.handle(message)?;
+            }
+            let now = Clock.monotonic();
+            if let Some((at, checkpoint)) = self.fetch_again
+                && at <= now
+            {
+                self.fetch_again = None;
+                self.fetch(checkpoint)?;
+            }
+            if let Some(waiting) = self.waiting.take_if(|waiting| turn_at(waiting, &self.parts) <= now) {
+                self.write(waiting)?;
+            } else if self.compacting {
+                let VaultParts { vault, disk, .. } = &mut self.parts;
+                self.compacting = vault.compact(&mut **disk, COMPACT_BYTES) && self.carry_out();
+            }
+            if self.reserve_at <= now {
+                self.reserve();
+            }
+            if self.scrub_at <= now {
+                self.scrub_at = now + SCRUB_EVERY;
+                self.scrub()?;
+            }
+        }
+    }
+
+    /// When there is something to do if nothing comes in.
+    fn deadline(&self) -> Instant {
+        let turn = self.waiting.as_ref().map_or(Instant::NEVER, |waiting| turn_at(waiting, &self.parts));
+        // The log may grow past this replica's turn at any time.
+        let look = if self.waiting.is_some() { Clock.monotonic() + TURN_LOOK } else { Instant::NEVER };
+        let reads = if self.reads.is_empty() { Instant::NEVER } else { self.read_pace.from };
+        let again = self.fetch_again.map_or(Instant::NEVER, |(at, _)| at);
+        turn.min(look).min(reads).min(again).min(self.scrub_at).min(self.reserve_at)
+    }
+
+    /// Takes in what has come, and answers the reads of peers: between two messages, and within whatever takes long.
+    fn breathe(&mut self, patience: Duration) -> Result<(), Closed> {
+        let mut messages = VecDeque::new();
+        match self.parts.mailbox.take(&mut messages, Some(patience)) {
+            Waited::Closed => return Err(Closed),
+            Waited::TimedOut | Waited::Filled => {}
+        }
+        for message in messages {
+            match message {
+                VaultMessage::Task(VaultTask::Read { to, id }) => self.reads.push_back((to, id)),
+                VaultMessage::Task(VaultTask::Fetch(_) | VaultTask::Store { .. })
+                | VaultMessage::Freeze { .. }
+                | VaultMessage::Install(_)
+                | VaultMessage::Durable(_) => self.queue.push_back(message),
+            }
+        }
+        while self.read_pace.from <= Clock.monotonic()
+            && let Some((to, id)) = self.reads.pop_front()
+        {
+            self.read(to, id)?;
+        }
+        Ok(())
+    }
+
+    /// Does nothing else until then.
+    fn rest(&mut self, until: Instant) -> Result<(), Closed> {
+        loop {
+            let now = Clock.monotonic();
+            if until <= now {
+                return Ok(());
+            }
+            self.breathe(until.since(now))?;
+        }
+    }
+
+    fn handle(&mut self, message: VaultMessage) -> Result<(), Closed> {
+        match message {
+            VaultMessage::Task(VaultTask::Fetch(checkpoint)) => self.fetch(checkpoint),
+            VaultMessage::Task(VaultTask::Store { root, id, bytes }) => self.store(root, id, &bytes),
+            VaultMessage::Task(VaultTask::Read { to, id }) => self.read(to, id),
+            VaultMessage::Freeze { entry, end, frozen } => {
+                let since = Clock.monotonic();
+                self.waiting = Some(Waiting { entry, end, frozen, since, not_before: since });
+                Ok(())
+            }
+            VaultMessage::Install(checkpoint) => self.install(checkpoint),
+            VaultMessage::Durable(checkpoint) => self.settle(checkpoint),
+        }
+    }
+
+    fn report(&self, report: VaultReport) -> Result<(), Closed> {
+        // Front never waits for this thread, so waiting for Front ends.
+        self.parts.to_front.blocking_send(report).map_err(|_| Closed)
+    }
+
+    /// Carries out what the vault wants of the disk. False if the disk refused something: what was not flushed has to be
+    /// put again.
+    fn carry_out(&mut self) -> bool {
+        let VaultParts { vault, disk, counters, directory, .. } = &mut self.parts;
+        while let Some(job) = vault.next_job() {
+            match perform(&mut **disk, &job) {
+                Ok(()) => drop(vault.done(job.id)),
+                Err(error) => {
+                    counters.checkpoint_disk_errors.add();
+                    let directory = directory.path().display();
+                    error!(%error, %directory, "the disk refuses a part of a checkpoint; it will be written again");
+                    // A file that could not be removed is no loss: it is removed after the next start.
+                    if !vault.failed(job.id).is_empty() {
+                        return false;
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    // Writing
+
+    /// Writes a frozen state, and reports it once all of it is durable. If the disk refuses, tries again later: the
+    /// cluster's log can go on only so far without it.
+    fn write(&mut self, waiting: Waiting) -> Result<(), Closed> {
+        let Waiting { entry, end, mut frozen, since, .. } = waiting;
+        let begun = Clock.monotonic();
+        let before = self.written.take();
+        let written = self.write_chunks(&mut *frozen, before.as_ref(), end);
+        drop(before);
+        match written {
+            Ok((root, sizes)) => {
+                let digest = frozen.digest();
+                self.written = Some(Written { frozen, sizes });
+                let took = Clock.monotonic().since(begun);
+                self.parts.counters.checkpoints_written.add();
+                self.parts.counters.checkpoint_write.record(took);
+                info!(op = %entry.op, ?took, "wrote a checkpoint");
+                self.report(VaultReport::Frozen { entry, digest, root })
+            }
+            Err(Unwritten::Closed) => Err(Closed),
+            Err(Unwritten::Never(why)) => {
+                error!(op = %entry.op, "there can be no checkpoint, and the log will fill up: {why}");
+                Ok(())
+            }
+            Err(why @ (Unwritten::Disk | Unwritten::Lacking)) => {
+                let pause = if matches!(why, Unwritten::Disk) { DISK_PAUSE } else { Duration::ZERO };
+                let not_before = Clock.monotonic() + pause;
+                self.waiting = Some(Waiting { entry, end, frozen, since, not_before });
+                Ok(())
+            }
+        }
+    }
+
+    fn write_chunks(
+        &mut self,
+        frozen: &mut dyn Frozen,
+        before: Option<&Written>,
+        end: u64,
+    ) -> Result<(Checksum, BTreeMap<Checksum, u32>), Unwritten> {
+        let mut list = ChunkList::default();
+        let mut failure = None;
+        let earlier = before.map(|written| &*written.frozen);
+        let flow = frozen.write(earlier, &mut |put| {
+            let put = match put {
+                Put::New { id, bytes } => {
+                    list.chunks.push((id, u32::try_from(bytes.len()).expect("chunks are small")));
+                    self.put_chunk(id, bytes, end)
+                }
+                Put::Kept(id) => match before.and_then(|written| written.sizes.get(&id)) {
+                    Some(size) if self.parts.vault.retain(id) => {
+                        list.chunks.push((id, *size));
+                        Ok(())
+                    }
+                    Some(_) | None => Err(Unwritten::Lacking),
+                },
+            };
+            match put {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(why) => {
+                    failure = Some(why);
+                    ControlFlow::Break(())
+                }
+            }
+        });
+        if let Some(why) = failure {
+            return Err(why);
+        }
+        assert!(flow.is_continue());
+        let sizes = list.chunks.iter().copied().collect();
+        let root = self.parts.vault.put_list(list).map_err(|error| Unwritten::Never(error.to_string()))?;
+        self.parts.vault.finish(root);
+        if !self.carry_out() {
+            return Err(Unwritten::Disk);
+        }
+        // What the state before had may have rotted since: then all of it is written.
+        if self.parts.vault.is_complete(root) { Ok((root, sizes)) } else { Err(Unwritten::Lacking) }
+    }
+
+    /// Puts a chunk of a state that is being written, no faster than is allowed unless the log is far ahead already.
+    fn put_chunk(&mut self, id: Checksum, bytes: &[u8], end: u64) -> Result<(), Unwritten> {
+        self.parts.vault.put(id, bytes);
+        if !self.keep_in_step(bytes.len()) {
+            return Err(Unwritten::Disk);
+        }
+        self.breathe(Duration::ZERO)?;
+        let hurries = self.parts.ring.slack / 2 < self.parts.turn.progress().saturating_sub(end);
+        if !hurries {
+            self.write_pace.spend(bytes.len());
+            if Clock.monotonic() + WRITE_AHEAD < self.write_pace.from {
+                self.rest(self.write_pace.from)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what has gathered, and flushes it now and then. False if the disk refused something.
+    fn keep_in_step(&mut self, put: usize) -> bool {
+        self.since_sync += put as u64;
+        if SYNC_EVERY <= self.since_sync {
+            self.since_sync = 0;
+            self.parts.vault.sync();
+        }
+        self.carry_out()
+    }
+
+    /// The superblock names this checkpoint. It stays, and so do the one before it, which peers may be fetching, and the
+    /// one that is being fetched.
+    fn settle(&mut self, checkpoint: Checkpoint) -> Result<(), Closed> {
+        self.previous = std::mem::replace(&mut self.current, checkpoint).root;
+        self.target = self.target.filter(|target| checkpoint.entry.op < target.entry.op);
+        let VaultParts { vault, disk, .. } = &mut self.parts;
+        let mut roots: Vec<Checksum> =
+            [self.current.root, self.target.and_then(|target| target.root), self.previous]
+                .into_iter()
+                .flatten()
+                .collect();
+        while let Err(damage) = vault.keep(&mut **disk, &roots) {
+            warn!(%damage, "the list of a checkpoint is damaged");
+            if self.current.root == Some(damage.id) {
+                return self.lack(checkpoint, &[damage]);
+            }
+            roots.retain(|root| *root != damage.id);
+        }
+        self.compacting = true;
+        self.reserve_at = Clock.monotonic();
+        Ok(())
+    }
+
+    /// Sets room aside for the next checkpoint, so that its state is not frozen in vain.
+    fn reserve(&mut self) {
+        self.reserve_at = Clock.monotonic() + RESERVE_EVERY;
+        if !self.parts.vault.idle() {
+            return;
+        }
+        let stored = self.current.root.map_or(0, |root| self.parts.vault.stored_size(root));
+        self.parts.vault.reserve(stored + RESERVE_MORE);
+        self.carry_out();
+    }
+
+    // Restoring
+
+    /// Makes an engine of a checkpoint's chunks for Back, or says which of them are missing.
+    fn install(&mut self, checkpoint: Checkpoint) -> Result<(), Closed> {
+        // Whatever was frozen is of the state that this one replaces.
+        self.waiting = None;
+        self.written = None;
+        let begun = Clock.monotonic();
+        let Some(root) = checkpoint.root else { return Ok(()) };
+        let VaultParts { vault, disk, .. } = &mut self.parts;
+        let missing = vault.missing(&mut **disk, root, MISSING_MAX);
+        if !missing.is_empty() {
+            return self.lack(checkpoint, &missing);
+        }
+        let list = match vault.list(&mut **disk, root) {
+            Ok(list) => list,
+            Err(damage) => return self.lack(checkpoint, &[damage]),
+        };
+        let mut damaged = None;
+        let mut is_closed = false;
+        let mut ids = list.chunks.iter();
+        let template = Arc::clone(&self.parts.template);
+        let restored = template.restore(&mut std::iter::from_fn(|| {
+            let (id, _) = ids.next()?;
+            if self.breathe(Duration::ZERO).is_err() {
+                is_closed = true;
+                return None;
+            }
+            let VaultParts { vault, disk, .. } = &mut self.parts;
+            vault.read(&mut **disk, *id).map_err(|damage| damaged = Some(damage)).ok()
+        }));
+        if is_closed {
+            return Err(Closed);
+        }
+        if let Some(damage) = damaged {
+            return self.lack(checkpoint, &[damage]);
+        }
+        let op = checkpoint.entry.op;
+        let unusable = |error: String| StopReason::CheckpointUnusable { op: op.value(), error };
+        let engine = match restored {
+            Ok(engine) => engine,
+            Err(error) => {
+                self.parts.stop.stop(unusable(error.to_string()));
+                return Err(Closed);
+            }
+        };
+        if engine.applied() != op || engine.freeze().digest() != checkpoint.digest {
+            self.parts.stop.stop(unusable("its chunks hold another state than it says".to_owned()));
+            return Err(Closed);
+        }
+        let took = Clock.monotonic().since(begun);
+        self.parts.counters.checkpoints_restored.add();
+        self.parts.counters.checkpoint_restore.record(took);
+        info!(%op, ?took, "restored the state of a checkpoint");
+        self.parts.back.push(BackMessage::Installed { checkpoint, engine });
+        Ok(())
+    }
+
+    /// Chunks of a checkpoint are not here, or damaged: the peers are asked for them, if there are any.
+    fn lack(&mut self, checkpoint: Checkpoint, missing: &[ChunkDamage]) -> Result<(), Closed> {
+        let (Some(root), Some(first)) = (checkpoint.root, missing.first()) else { return Ok(()) };
+        if self.parts.voters == 1 {
+            let damage = first.to_string();
+            let op = checkpoint.entry.op.value();
+            self.parts.stop.stop(StopReason::CheckpointDamaged { op, damage });
+            return Err(Closed);
+        }
+        let ids = missing.iter().map(|damage| damage.id).collect();
+        self.report(VaultReport::Missing { root, ids })
+    }
+
+    // Fetching
+
+    /// Says which chunks of a checkpoint are missing, or that all of them are durable.
+    fn fetch(&mut self, checkpoint: Checkpoint) -> Result<(), Closed> {
+        let Some(root) = checkpoint.root else { return Ok(()) };
+        if checkpoint != self.current {
+            self.target = Some(checkpoint);
+        }
+        let VaultParts { vault, disk, .. } = &mut self.parts;
+        let missing = vault.missing(&mut **disk, root, MISSING_MAX);
+        if !missing.is_empty() {
+            let ids = missing.iter().map(|damage| damage.id).collect();
+            return self.report(VaultReport::Missing { root, ids });
+        }
+        vault.finish(root);
+        if self.carry_out() && self.parts.vault.is_complete(root) {
+            return self.report(VaultReport::Held { root });
+        }
+        self.fetch_again = Some((Clock.monotonic() + DISK_PAUSE, checkpoint));
+        Ok(())
+    }
+
+    /// Keeps a chunk that a peer has sent.
+    fn store(&mut self, root: Checksum, id: Checksum, bytes: &[u8]) -> Result<(), Closed> {
+        self.parts.counters.chunks_fetched.add();
+        let is_list = id == root;
+        match ChunkList::decode(bytes) {
+            Ok(list) if is_list => {
+                // It was decoded from bytes that fit.
+                let put = self.parts.vault.put_list(list);
+                if let Err(error) = put {
+                    error!(%error, "a checkpoint's list can't be kept");
+                }
+            }
+            Ok(_) | Err(_) => self.parts.vault.put(id, bytes),
+        }
+        if !self.keep_in_step(bytes.len()) {
+            // What was lost is found missing when the protocol looks again; a full disk is not asked all the time.
+            self.rest(Clock.monotonic() + DISK_PAUSE)?;
+        }
+        self.report(VaultReport::Stored { root, id })
+    }
+
+    /// Reads a chunk for a peer.
+    fn read(&mut self, to: ReplicaId, id: Checksum) -> Result<(), Closed> {
+        let VaultParts { vault, disk, counters, .. } = &mut self.parts;
+        let bytes = match vault.read(&mut **disk, id) {
+            Ok(bytes) => {
+                counters.chunks_served.add();
+                self.read_pace.spend(bytes.len());
+                Some(bytes)
+            }
+            Err(damage) => {
+                self.note_damage(&[damage])?;
+                None
+            }
+        };
+        self.report(VaultReport::Read { to, id, bytes })
+    }
+
+    // Scrubbing
+
+    /// Reads a little of what is kept, and has mended what has rotted.
+    fn scrub(&mut self) -> Result<(), Closed> {
+        let VaultParts { vault, disk, counters, .. } = &mut self.parts;
+        let scrubbed = vault.scrub(&mut **disk, SCRUB_BYTES);
+        counters.vault_bytes_scrubbed.add_many(usize::try_from(scrubbed.bytes).unwrap_or(usize::MAX));
+        self.note_damage(&scrubbed.damage)
+    }
+
+    /// The own checkpoint is mended; of others a peer that wants them hears that they are not here.
+    fn note_damage(&mut self, damage: &[ChunkDamage]) -> Result<(), Closed> {
+        let Some(root) = self.current.root else { return Ok(()) };
+        let VaultParts { vault, disk, counters, .. } = &mut self.parts;
+        let list = match vault.list(&mut **disk, root) {
+            Ok(list) => list,
+            Err(damage) => return self.lack(self.current, &[damage]),
+        };
+        let is_own =
+            |damage: &&ChunkDamage| damage.id == root || list.chunks.iter().any(|(id, _)| *id == damage.id);
+        let own: Vec<ChunkDamage> = damage.iter().filter(is_own).copied().collect();
+        for damage in &own {
+            counters.chunks_damaged.add();
+            warn!(%damage, "part of a checkpoint has rotted");
+        }
+        if own.is_empty() { Ok(()) } else { self.lack(self.current, &own) }
+    }
+}
+
+/// When a state is to be written: after the replicas before this one, by the room that the log has left or by time,
+/// whichever comes first.
+fn turn_at(waiting: &Waiting, parts: &VaultParts) -> Instant {
+    let rank = parts.turn.rank();
+    // Half of the slack is left for the writing itself.
+    let share = parts.ring.slack / 2 * u64::from(rank) / parts.voters as u64;
+    let has_come = share <= parts.turn.progress().saturating_sub(waiting.end);
+    let turn = if has_come { waiting.since } else { waiting.since + TURN_PAUSE * rank };
+    turn.max(waiting.not_before)
+}
+
+/// How fast something may go.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    /// Bytes a second.
+    rate: u64,
+    /// When the next may go.
+    from: Instant,
+}
+
+impl Pace {
+    fn spend(&mut self, bytes: usize) {
+        let nanos = (bytes as u64).saturating_mul(1_000_000_000) / self.rate.max(1);
+        self.from = self.from.max(Clock.monotonic()) + Duration::from_nanos(nanos);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chronon_vsr::{Epoch, Stamp};
+
+    use super::*;
+
+    #[test]
+    fn every_replica_writes_in_a_turn_of_its_own_and_the_primary_last() {
+        let stamp = Stamp::first(Epoch::new(0));
+        for count in 1..=6 {
+            let voters: Vec<ReplicaId> = (0..count).map(ReplicaId::new).collect();
+            for primary in &voters {
+                let role = |me: &ReplicaId| {
+                    if me == primary {
+                        Role::Primary { stamp, serving: true }
+                    } else {
+                        Role::Backup { stamp, primary: *primary }
+                    }
+                };
+                let mut ranks: Vec<u32> = voters.iter().map(|me| rank(*me, &voters, &role(me))).collect();
+                assert_eq!(ranks[usize::from(primary.value())], u32::from(count) - 1);
+                ranks.sort_unstable();
+                assert_eq!(ranks, (0..u32::from(count)).collect::<Vec<u32>>());
+            }
+        }
+    }
+}

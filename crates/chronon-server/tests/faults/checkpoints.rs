@@ -1,0 +1,158 @@
+//! Logs that take more than they hold: checkpoints, restarts from them, and replicas that were away for long.
+
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use chronon_server::StopReason;
+
+use crate::cluster::{Cluster, Setup};
+use crate::common::eventually;
+use crate::load::Load;
+
+/// About so many heavy commands fill the small log once.
+const FILLS: usize = 150;
+
+/// A cluster with the smallest log.
+fn small(replicas: u8) -> Setup {
+    Setup { log_bytes: 16 << 20, ..Setup::new(replicas) }
+}
+
+/// Takes several times what the log holds, while replicas lose power one after another, and at last all at once.
+async fn takes_many_times_its_log(replicas: u8) {
+    let mut cluster = Cluster::start(small(replicas)).await;
+    let load = Load::heavy(&cluster, 0);
+    for round in 0..4 {
+        load.more(FILLS).await;
+        let replica = round % replicas;
+        cluster.cut_power(&[replica]);
+        cluster.start_one(replica).await;
+    }
+    load.more(FILLS).await;
+    cluster.cut_power(&cluster.replicas().collect::<Vec<_>>());
+    for replica in cluster.replicas() {
+        cluster.start_one(replica).await;
+    }
+    load.more(FILLS).await;
+    let told = load.stop().await;
+    told.assert_kept(&cluster.books().await);
+    for replica in cluster.replicas() {
+        let status = cluster.status(replica).await;
+        assert!(0 < status.checkpoint && 1 < status.log_start, "{status:?}");
+        // It began from a checkpoint, and executed only what came after that.
+        assert_eq!(cluster.counter(replica, "checkpoints_restored").await, 1);
+        let executed = cluster.measured(replica, "apply").await;
+        assert!(executed < status.applied / 2, "executed {executed} of {}", status.applied);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_replicas_take_many_times_what_their_log_holds_through_power_cuts() {
+    takes_many_times_its_log(3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_single_replica_takes_many_times_what_its_log_holds_through_power_cuts() {
+    takes_many_times_its_log(1).await;
+}
+
+/// What it missed is in nobody's log any more, and the others don't stop for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_was_away_for_long_is_brought_back_under_load() {
+    let mut cluster = Cluster::start(small(3)).await;
+    let load = Load::heavy(&cluster, 0);
+    load.more(FILLS).await;
+    let away = (cluster.primary().await + 1) % 3;
+    let left_at = cluster.status(away).await.op;
+    cluster.cut_power(&[away]);
+    eventually("the logs of the others have moved on", async || {
+        let primary = cluster.primary().await;
+        left_at < cluster.status(primary).await.log_start
+    })
+    .await;
+    cluster.start_one(away).await;
+    eventually("it has caught up with the others", async || {
+        let primary = cluster.status(cluster.primary().await).await;
+        let own = cluster.status(away).await;
+        primary.checkpoint <= own.checkpoint && left_at < own.applied
+    })
+    .await;
+    load.more(FILLS).await;
+    let told = load.stop().await;
+    told.assert_kept(&cluster.books().await);
+    assert!(0 < cluster.counter(away, "chunks_fetched").await);
+    assert!(0 < cluster.count("chunks_served").await);
+}
+
+/// Until the next checkpoint can be written the log takes what it has room for, then says so; nothing is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_without_room_for_checkpoints_holds_its_replica_back_and_stops_nothing() {
+    let cluster = Cluster::start(small(3)).await;
+    let load = Load::heavy(&cluster, 0);
+    load.more(FILLS).await;
+    let full = (cluster.primary().await + 1) % 3;
+    cluster.disk(full).fill(true);
+    let stuck = cluster.status(full).await.checkpoint;
+    load.more(3 * FILLS).await;
+    assert!(0 < cluster.counter(full, "checkpoint_disk_errors").await);
+    let behind = cluster.status(full).await;
+    assert!(behind.checkpoint <= stuck + FILLS as u64, "{behind:?}, was {stuck}");
+    cluster.disk(full).fill(false);
+    eventually("it writes checkpoints again", async || {
+        behind.checkpoint < cluster.status(full).await.checkpoint
+    })
+    .await;
+    let told = load.stop().await;
+    told.assert_kept(&cluster.books().await);
+}
+
+/// Flips a byte of every block of a replica's chunks.
+fn rot_chunks(cluster: &Cluster, replica: u8) {
+    let names = std::fs::read_dir(cluster.path(replica)).unwrap().map(|found| found.unwrap().path());
+    let packs: Vec<PathBuf> =
+        names.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("pack-")).collect();
+    assert!(!packs.is_empty());
+    for path in packs {
+        let pack = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let size = pack.metadata().unwrap().len();
+        for position in (2_000..size).step_by(4_096) {
+            let mut byte = [0];
+            pack.read_exact_at(&mut byte, position).unwrap();
+            pack.write_all_at(&[byte[0] ^ 0x20], position).unwrap();
+        }
+        pack.sync_all().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_that_has_rotted_is_fetched_from_the_peers_at_the_start() {
+    let mut cluster = Cluster::start(small(3)).await;
+    let load = Load::heavy(&cluster, 0);
+    load.more(FILLS).await;
+    let replica = (cluster.primary().await + 1) % 3;
+    eventually("it has a checkpoint", async || 0 < cluster.status(replica).await.checkpoint).await;
+    cluster.cut_power(&[replica]);
+    rot_chunks(&cluster, replica);
+    cluster.start_one(replica).await;
+    eventually("it goes on from a checkpoint", async || {
+        0 < cluster.counter(replica, "checkpoints_restored").await
+    })
+    .await;
+    assert!(0 < cluster.counter(replica, "chunks_fetched").await);
+    let told = load.stop().await;
+    told.assert_kept(&cluster.books().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_single_replica_whose_checkpoint_has_rotted_refuses_to_start_and_names_the_place() {
+    let mut cluster = Cluster::start(small(1)).await;
+    let load = Load::heavy(&cluster, 0);
+    load.more(FILLS).await;
+    eventually("it has a checkpoint", async || 0 < cluster.status(0).await.checkpoint).await;
+    load.stop().await;
+    cluster.cut_power(&[0]);
+    rot_chunks(&cluster, 0);
+    cluster.start_one(0).await;
+    let reason = cluster.stopped(0).await;
+    assert!(matches!(reason, StopReason::CheckpointDamaged { .. }), "{reason}");
+    assert!(reason.to_string().contains("pack-"), "{reason}");
+}
