@@ -1,12 +1,18 @@
 //! `chronon bench`: what the machine can do at best, and what a cluster on it does.
 
 mod commit;
+mod etcd;
+mod failover;
 mod floor;
+mod load;
 mod machine;
+mod rig;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
@@ -17,19 +23,79 @@ pub(crate) enum BenchCommand {
     Floor(floor::FloorArguments),
     /// Committed commands through three replica processes
     Commit(commit::CommitArguments),
+    /// How long clients wait when the primary is killed with SIGKILL
+    Failover(failover::FailoverArguments),
 }
 
 /// Runs a benchmark.
 pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<ExitCode> {
     match command {
-        BenchCommand::Floor(arguments) => floor::run(arguments)?,
-        BenchCommand::Commit(arguments) => commit::run(arguments)?,
+        BenchCommand::Floor(arguments) => floor::run(arguments),
+        BenchCommand::Commit(arguments) => commit::run(arguments),
+        BenchCommand::Failover(arguments) => failover::run(arguments),
+    }
+}
+
+pub(crate) use etcd::{EtcdArguments, run_etcd};
+pub(crate) use floor::{EchoArguments, run_echo};
+pub(crate) use machine::Counter;
+
+/// Measures in a directory of its own below `parent`, which is removed afterwards however it ends.
+fn in_directory<T>(parent: &Path, measure: impl FnOnce(&Path) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let directory = parent.join(format!("chronon-bench-{}", std::process::id()));
+    std::fs::create_dir(&directory).with_context(|| format!("can't make {}", directory.display()))?;
+    let measured = measure(&directory);
+    std::fs::remove_dir_all(&directory).with_context(|| format!("can't remove {}", directory.display()))?;
+    measured
+}
+
+/// What a figure must be, and whether it is.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Bar {
+    /// In words, with both values.
+    what: String,
+    held: bool,
+}
+
+impl Bar {
+    fn new(held: bool, what: String) -> Bar {
+        Bar { what, held }
+    }
+}
+
+/// Prints figures for programs or for people, and judges them if it was asked to: then a missed bar is exit code 1.
+fn conclude(
+    figures: &impl Serialize,
+    text: String,
+    bars: &[Bar],
+    printing: &Printing,
+) -> anyhow::Result<ExitCode> {
+    if printing.json {
+        println!("{}", serde_json::to_string_pretty(figures)?);
+    } else {
+        print!("{text}");
+        for Bar { what, held } in bars {
+            println!("{}: {what}", if *held { "held" } else { "MISSED" });
+        }
+    }
+    let missed = bars.iter().filter(|bar| !bar.held).count();
+    if printing.check && 0 < missed {
+        eprintln!("{missed} of {} bars missed", bars.len());
+        return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
 }
 
-pub(crate) use floor::{EchoArguments, run_echo};
-pub(crate) use machine::Counter;
+/// How figures are printed and judged.
+#[derive(Clone, Copy, Debug, clap::Args)]
+struct Printing {
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+    /// End with exit code 1 if a bar is missed
+    #[arg(long)]
+    check: bool,
+}
 
 /// Latencies of one row, in microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]

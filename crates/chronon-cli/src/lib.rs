@@ -49,6 +49,8 @@ enum Command {
     InternalReceiver(demo::ReceiverArguments),
     #[command(hide = true)]
     InternalEcho(bench::EchoArguments),
+    #[command(hide = true)]
+    InternalEtcd(bench::EtcdArguments),
 }
 
 /// Runs the command line for a machine: what `start` runs. The demo and the benchmarks run the bank.
@@ -88,6 +90,7 @@ fn carry_out<M: StateMachine>(command: Command) -> anyhow::Result<ExitCode> {
             children::end_with_parent()?;
             bench::run_echo(&arguments).map(|()| ExitCode::SUCCESS)
         }
+        Command::InternalEtcd(arguments) => Err(bench::run_etcd(&arguments)),
     }
 }
 

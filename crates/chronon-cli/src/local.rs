@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use chronon_client::{Connection, ConnectionLimits};
@@ -17,6 +17,9 @@ use crate::founding::{self, Planned};
 
 /// How long a status may take.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long the cluster may take for anything.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What is different about the replicas of a test.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -196,6 +199,48 @@ impl LocalCluster {
         serde_json::from_str(&status).with_context(|| format!("replica {replica} says {status}"))
     }
 
+    /// Waits for the replica that leads and serves.
+    pub(crate) async fn lead(&mut self) -> anyhow::Result<(usize, ReplicaStatus)> {
+        let began = Instant::now();
+        loop {
+            if let Some(primary) = self.primary().await {
+                return Ok(primary);
+            }
+            self.check_alive()?;
+            anyhow::ensure!(began.elapsed() < PATIENCE, "no replica leads after {PATIENCE:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until a replica has applied what is committed now.
+    pub(crate) async fn caught_up(&mut self, replica: usize) -> anyhow::Result<()> {
+        let (_, status) = self.lead().await?;
+        self.has_applied(replica, status.commit, PATIENCE).await
+    }
+
+    /// Waits until a replica has applied this op.
+    pub(crate) async fn has_applied(
+        &mut self,
+        replica: usize,
+        op: u64,
+        patience: Duration,
+    ) -> anyhow::Result<()> {
+        let began = Instant::now();
+        loop {
+            if let Ok(status) = self.status(replica).await
+                && op <= status.applied
+            {
+                return Ok(());
+            }
+            self.check_alive()?;
+            anyhow::ensure!(
+                began.elapsed() < patience,
+                "replica {replica} did not catch up with op {op} within {patience:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// The replica that leads and serves, with its status, if one says so.
     pub(crate) async fn primary(&self) -> Option<(usize, ReplicaStatus)> {
         for replica in 0..self.len() {
@@ -229,7 +274,8 @@ pub(crate) fn free_ports(count: usize) -> anyhow::Result<Vec<SocketAddr>> {
     listeners.iter().map(|listener| listener.local_addr().context("a port without an address")).collect()
 }
 
-fn last_line(log: &Path) -> String {
+/// What a process said last into its log.
+pub(crate) fn last_line(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing").to_owned()
 }

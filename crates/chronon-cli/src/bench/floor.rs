@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -45,14 +46,14 @@ pub(crate) struct Floor {
     loopback_round_trip: Latencies,
 }
 
-pub(super) fn run(arguments: &FloorArguments) -> anyhow::Result<()> {
-    let floor = measure(&arguments.dir, arguments.count)?;
+pub(super) fn run(arguments: &FloorArguments) -> anyhow::Result<ExitCode> {
+    let floor = super::in_directory(&arguments.dir, |directory| measure(directory, arguments.count))?;
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&floor)?);
-        return Ok(());
+    } else {
+        println!("{}", floor.table());
     }
-    println!("{}", floor.table());
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 impl Floor {
@@ -76,16 +77,8 @@ impl Floor {
     }
 }
 
-/// Measures the floor on the disk that holds `directory`.
+/// Measures the floor in a directory of the caller's.
 pub(super) fn measure(directory: &Path, count: u32) -> anyhow::Result<Floor> {
-    let directory = directory.join(format!("chronon-bench-{}", std::process::id()));
-    std::fs::create_dir_all(&directory).with_context(|| format!("can't make {}", directory.display()))?;
-    let measured = measure_in(&directory, count);
-    std::fs::remove_dir_all(&directory).with_context(|| format!("can't remove {}", directory.display()))?;
-    measured
-}
-
-fn measure_in(directory: &Path, count: u32) -> anyhow::Result<Floor> {
     Ok(Floor {
         fdatasync_alone: flushes(directory, 1, count)?,
         fdatasync_three_writers: flushes(directory, 3, count)?,

@@ -57,7 +57,7 @@ impl Killer {
 
     /// None: nothing was acknowledged any more after it.
     async fn kill_primary(&mut self, number: u32) -> anyhow::Result<Option<Instant>> {
-        let (primary, _) = self.primary().await?;
+        let (primary, _) = self.cluster.lead().await?;
         let at = Instant::now();
         self.cluster.kill(primary)?;
         // One of two, or the only one, must come back before anything is acknowledged again.
@@ -77,7 +77,7 @@ impl Killer {
             self.pause(0, 300).await;
             self.cluster.start(primary)?;
         }
-        self.caught_up(primary).await?;
+        self.cluster.caught_up(primary).await?;
         Ok(Some(at))
     }
 
@@ -105,37 +105,5 @@ impl Killer {
             self.progress.say("the cluster is back".to_owned());
         }
         Ok(())
-    }
-
-    async fn primary(&mut self) -> anyhow::Result<(usize, crate::local::ReplicaStatus)> {
-        let began = Instant::now();
-        loop {
-            if let Some(primary) = self.cluster.primary().await {
-                return Ok(primary);
-            }
-            self.cluster.check_alive()?;
-            anyhow::ensure!(began.elapsed() < PATIENCE, "no replica leads after {PATIENCE:?}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-
-    /// Waits until a restarted replica has applied what was committed when it came back.
-    async fn caught_up(&mut self, replica: usize) -> anyhow::Result<()> {
-        let began = Instant::now();
-        let (_, status) = self.primary().await?;
-        let target = status.commit;
-        loop {
-            if let Ok(status) = self.cluster.status(replica).await
-                && target <= status.applied
-            {
-                return Ok(());
-            }
-            self.cluster.check_alive()?;
-            anyhow::ensure!(
-                began.elapsed() < PATIENCE,
-                "replica {replica} did not catch up with op {target} within {PATIENCE:?}"
-            );
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
     }
 }

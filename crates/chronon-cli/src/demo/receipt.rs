@@ -250,7 +250,7 @@ fn compare(books: &Books, records: &[Record], counts: &EffectCounts) -> Effects 
 
 /// For each kill the longest silence that ended after it and before the next one: first success after it minus last
 /// success before it. Answers that were on their way when the primary died do not shorten it.
-fn failovers(kills: &[Instant], successes: &[Instant]) -> Vec<u64> {
+pub(crate) fn failovers(kills: &[Instant], successes: &[Instant]) -> Vec<u64> {
     let mut sorted = successes.to_vec();
     sorted.sort_unstable();
     kills
