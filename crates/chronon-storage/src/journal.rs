@@ -74,6 +74,8 @@ pub struct Journal {
     buffer: Arc<Buffer>,
     /// The group that is scrubbed next, or the first one above it.
     scrub_next: Sequence,
+    /// Copies of the superblock have rotted; these have not.
+    superblock_again: Option<[bool; superblock::COPIES]>,
 }
 
 /// What a step of scrubbing the WAL found.
@@ -114,8 +116,15 @@ struct Outstanding {
 
 #[derive(Debug)]
 enum Undertaking {
-    Superblock { number: WriteNumber },
-    Group { sequence: Sequence, oldest: Sequence, reports: Option<WriteNumber> },
+    /// Nobody has asked for one that only mends copies.
+    Superblock {
+        number: Option<WriteNumber>,
+    },
+    Group {
+        sequence: Sequence,
+        oldest: Sequence,
+        reports: Option<WriteNumber>,
+    },
 }
 
 #[derive(Debug)]
@@ -174,6 +183,7 @@ impl Journal {
             evidence: EvidenceWish::Given,
             buffer: Arc::new(Buffer::zeroed(0)),
             scrub_next: Sequence::default(),
+            superblock_again: None,
         };
         for group in scan.groups {
             journal.count_copies(&group.intact);
@@ -207,6 +217,7 @@ impl Journal {
             _ if !self.again.is_empty() => self.group_job(),
             Some(Write::Append { .. }) => self.group_job(),
             Some(Write::Superblock { .. }) => self.superblock_job(),
+            None if self.superblock_again.is_some() => self.superblock_job(),
             None if self.evidence == EvidenceWish::Asked => self.group_job(),
             None => None,
         }
@@ -224,7 +235,7 @@ impl Journal {
                 if self.unknown_below.is_none() && state.uncertain_from.is_none() {
                     self.unknown_below = Some(state.head().op.max(state.checkpoint.entry.op).next());
                 }
-                vec![Durable::Superblock(number)]
+                number.map(Durable::Superblock).into_iter().collect()
             }
             Undertaking::Group { sequence, oldest, reports } => {
                 self.group_done(sequence, oldest);
@@ -235,7 +246,8 @@ impl Journal {
 
     /// Whether nothing waits and nothing is under way.
     pub fn idle(&self) -> bool {
-        self.waiting.is_empty() && self.again.is_empty() && self.outstanding.is_empty()
+        let nothing_waits = self.waiting.is_empty() && self.again.is_empty();
+        nothing_waits && self.outstanding.is_empty() && self.superblock_again.is_none()
     }
 
     /// Whether the journal is idle and its newest entries still lack evidence that they were durable. A driver that
@@ -278,6 +290,22 @@ impl Journal {
             }
         }
         scrubbed
+    }
+
+    /// Reads the copies of the superblock back, unless one is being written. Returns how many are not as they were
+    /// written: a job writes them again, and only then the others.
+    pub fn scrub_superblock(&mut self, disk: &mut dyn Disk) -> usize {
+        let is_written =
+            |outstanding: &Outstanding| matches!(outstanding.what, Undertaking::Superblock { .. });
+        if self.outstanding.iter().any(is_written) {
+            return 0;
+        }
+        let good = self.superblock.copies_as_written(disk);
+        let damaged = good.iter().filter(|good| !**good).count();
+        if 0 < damaged {
+            self.superblock_again = Some(good);
+        }
+        damaged
     }
 
     /// A group turns out to be damaged. Returns its entries.
@@ -325,14 +353,18 @@ impl Journal {
             let Some(Write::Superblock { number, state }) = self.waiting.pop_front() else { break };
             newest = Some((number, state));
         }
-        let (number, state) = newest?;
+        let good = self.superblock_again.take();
+        let (number, state) = match newest {
+            Some((number, state)) => (Some(number), state),
+            None => (good.map(|_| None)?, self.superblock.state.clone()),
+        };
         assert!(state.log_stamp.stamp() <= state.stamp);
         assert!(self.superblock.state.stamp <= state.stamp);
         assert!(self.superblock.state.log_stamp <= state.log_stamp);
         self.superblock.sequence += 1;
         self.superblock.parent = self.superblock_checksum;
         self.superblock.state = superblock::within_bounds(state);
-        let (mut steps, checksum) = self.superblock.steps();
+        let (mut steps, checksum) = self.superblock.steps_sparing(good.unwrap_or([true; superblock::COPIES]));
         if self.mutations.breaks(Mutation::SuperblockInOneWrite)
             && let Some(flush) = steps.iter().position(|step| matches!(step, Step::Flush { .. }))
         {

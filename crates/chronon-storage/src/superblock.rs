@@ -180,7 +180,19 @@ impl Superblock {
     /// The steps that make this superblock durable where only these copies hold the one before. Two copies are
     /// written, then the other two: the two that are written first must leave two good ones alone, or a second power
     /// cut, right after one that tore half of the copies, would leave none.
-    fn steps_sparing(&self, good: [bool; COPIES]) -> (Vec<Step>, Checksum) {
+    /// Which copies on the disk are as this superblock is written.
+    pub(crate) fn copies_as_written(&self, disk: &mut dyn Disk) -> [bool; COPIES] {
+        let mut written = Buffer::zeroed(COPIES * COPY_SIZE);
+        self.encode(written.as_mut());
+        let mut found = Buffer::zeroed(COPY_SIZE);
+        std::array::from_fn(|copy| {
+            let position = copy * COPY_SIZE;
+            let read = disk.read(File::Superblock, position as u64, found.as_mut());
+            read.is_ok() && *found == written[position..position + COPY_SIZE]
+        })
+    }
+
+    pub(crate) fn steps_sparing(&self, good: [bool; COPIES]) -> (Vec<Step>, Checksum) {
         let mut buffer = Buffer::zeroed(COPIES * COPY_SIZE);
         let checksum = self.encode(buffer.as_mut());
         let buffer = Arc::new(buffer);
