@@ -326,6 +326,9 @@ pub enum Busy {
     /// The timers.
     #[error("the timers are full")]
     TimersFull,
+    /// The primary's disk: the next checkpoint may find no room.
+    #[error("the disk is full")]
+    DiskFull,
 }
 
 /// An op's body: requests in order.

@@ -2,12 +2,13 @@
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
+use alloc::vec::Vec;
 
 use chronon_kernel::{
     Attempt, AttemptEnd, AttemptNumber, CommittedOp, Dispatcher, DispatcherInput, DispatcherOutput, EffectId,
     Engine,
 };
-use chronon_vsr::{Applied, Checkpoint, Entry, Instant, Mutations, Now, Op, OpRef, Stamp};
+use chronon_vsr::{Applied, Checkpoint, Entry, Instant, Mutations, Now, OpRef, Stamp};
 
 use crate::{ToBack, ToFront, Token};
 
@@ -43,8 +44,20 @@ pub enum BackOutput {
     /// Restore an engine from this checkpoint's chunks and hand it to [`Back::install`]. If chunks are missing, the
     /// replica is to be told which.
     Install(Checkpoint),
+    /// Let [`answer`] have this query, with [`Back::engine`] as it is now or a copy frozen now or later, on any thread.
+    Query {
+        /// Whose.
+        token: Token,
+        /// The encoded query.
+        query: Vec<u8>,
+    },
     /// Nothing to do before this instant, or the next input.
     Wait(Instant),
+}
+
+/// Answers a query from an engine that reflects what the query waited for.
+pub fn answer(engine: &dyn Engine, token: Token, query: &[u8]) -> ToFront {
+    ToFront::Queried { token, op: engine.applied(), answer: engine.query(query) }
 }
 
 /// The half that executes.
@@ -80,7 +93,9 @@ impl Back {
                 return self.outputs.push_back(BackOutput::Install(checkpoint));
             }
             BackInput::Front(ToBack::Query { token, at_least, query }) => {
-                return self.on_query(token, at_least, &query);
+                // Front hands a query over behind the commits that it waits for, so its op is applied by now.
+                assert!(at_least <= self.engine.applied());
+                return self.outputs.push_back(BackOutput::Query { token, query });
             }
             BackInput::Front(ToBack::Serving(stamp)) => DispatcherInput::Serving(stamp),
             BackInput::AttemptEnded { effect, number, stamp, end } => {
@@ -133,13 +148,5 @@ impl Back {
         let applied = Applied { op: executed.op, digest: executed.digest };
         let executed = ToFront::Executed { applied, results: executed.results };
         self.outputs.push_back(BackOutput::Front(executed));
-    }
-
-    /// Front hands a query over behind the commits that it waits for, so its op is applied by now.
-    fn on_query(&mut self, token: Token, at_least: Op, query: &[u8]) {
-        let op = self.engine.applied();
-        assert!(at_least <= op);
-        let answer = self.engine.query(query);
-        self.outputs.push_back(BackOutput::Front(ToFront::Queried { token, op, answer }));
     }
 }

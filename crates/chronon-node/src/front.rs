@@ -13,7 +13,7 @@ use chronon_vsr::{
     ReplicaId, Role, RoundConfirmed, Stamp, Status, Write,
 };
 
-use crate::{ToBack, ToFront, VaultReport, VaultTask};
+use crate::{Room, ToBack, ToFront, VaultReport, VaultTask};
 
 /// Names a submission or query between the driver and Front. Drawn by the driver, never used twice in one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -127,6 +127,8 @@ pub struct FrontStatus {
     pub applied: Op,
     /// Requests waiting to be prepared.
     pub queued: usize,
+    /// Whether there is room for the next checkpoint.
+    pub room: Room,
 }
 
 /// When to come again after Busy.
@@ -169,6 +171,7 @@ pub struct Front {
     waiting: BTreeMap<Token, Waiting>,
     deadlines: BTreeSet<(Instant, Token)>,
     reads: Reads,
+    room: Room,
     outputs: VecDeque<FrontOutput>,
     now: Now,
 }
@@ -254,6 +257,7 @@ impl Front {
             waiting: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             reads: Reads::default(),
+            room: Room::Enough,
             outputs: VecDeque::new(),
             now,
         }
@@ -324,6 +328,7 @@ impl Front {
             commit_max: self.replica.commit_max(),
             applied: self.applied,
             queued: self.queue.len(),
+            room: self.room,
         }
     }
 
@@ -350,6 +355,9 @@ impl Front {
         }
         if !matches!(self.role, Role::Primary { .. }) {
             return self.not_executed(token, self.no_primary());
+        }
+        if self.room == Room::Short {
+            return self.not_executed(token, busy(Busy::DiskFull));
         }
         if self.limits.queue_requests_max <= self.queue.len()
             || self.limits.queue_bytes_max < self.queue_bytes + request.len()
@@ -582,6 +590,10 @@ impl Front {
             VaultReport::Held { root } => Input::ChunksHeld { root },
             VaultReport::Stored { root, id } => Input::ChunkStored { root, id },
             VaultReport::Read { to, id, bytes } => Input::ChunkRead { to, id, bytes },
+            VaultReport::Room(room) => {
+                self.room = room;
+                return;
+            }
         };
         self.replica.handle(self.now, input);
     }

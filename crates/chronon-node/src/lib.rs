@@ -20,10 +20,10 @@ mod front;
 mod gate;
 mod vault;
 
-pub use back::{Back, BackInput, BackOutput};
+pub use back::{Back, BackInput, BackOutput, answer};
 pub use front::{Front, FrontInput, FrontLimits, FrontOutput, FrontStatus, Token};
 pub use gate::Gate;
-pub use vault::{VaultReport, VaultTask};
+pub use vault::{Room, VaultReport, VaultTask};
 
 use alloc::vec::Vec;
 use chronon_kernel::{QueryError, RequestResult};

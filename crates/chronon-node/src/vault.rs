@@ -68,4 +68,15 @@ pub enum VaultReport {
         /// Its bytes; none when it is not here or damaged.
         bytes: Option<Vec<u8>>,
     },
+    /// Whether the disk has room for the next checkpoint.
+    Room(Room),
+}
+
+/// Whether there is room for the next checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// There is.
+    Enough,
+    /// There may be none: clients are told so while the log can still take what is under way.
+    Short,
 }

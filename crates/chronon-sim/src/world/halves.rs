@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use chronon_node::{BackInput, BackOutput, FrontInput, FrontOutput, ToBack, ToFront};
+use chronon_node::{BackInput, BackOutput, FrontInput, FrontOutput, ToBack, ToFront, answer};
 use chronon_vsr::{Duration, OpRef, Write};
 
 use super::TICKS_IN_A_ROW_MAX;
@@ -250,6 +250,10 @@ impl World {
                         self.judge(verdict);
                     }
                     self.give_front(at, FrontInput::Back(to_front));
+                }
+                BackOutput::Query { token, query } => {
+                    let answered = answer(self.process(at).back.engine(), token, &query);
+                    self.give_front(at, FrontInput::Back(answered));
                 }
                 BackOutput::Freeze(entry) => {
                     let frozen = self.process(at).back.engine().freeze();
