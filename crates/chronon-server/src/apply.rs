@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use chronon_kernel::{Attempt, AttemptEnd, AttemptNumber, EffectId, Engine};
 use chronon_node::{Back, BackInput, BackOutput, ToBack, ToFront};
-use chronon_vsr::{Checkpoint, Instant, Stamp};
+use chronon_vsr::{Checkpoint, Instant, Op, Stamp};
 use tokio::sync::mpsc;
 
 use crate::attempts::FrozenSinks;
@@ -13,6 +13,7 @@ use crate::clock::Clock;
 use crate::counters::Counters;
 use crate::front::Look;
 use crate::mailbox::{Mailbox, Waited};
+use crate::reads::Reads;
 use crate::vault::{Turn, VaultMessage};
 
 /// What Back's thread is told. Commits are bounded by Front (`behind_ops_max`), attempts by the sinks' concurrency,
@@ -22,7 +23,7 @@ pub(crate) enum BackMessage {
     Front(ToBack),
     /// An attempt has ended.
     AttemptEnded { effect: EffectId, number: AttemptNumber, stamp: Stamp, end: AttemptEnd },
-    /// Somebody wants to look at the engine between two ops.
+    /// Somebody wants to look at the engine as it is now.
     Look(Look),
     /// The engine of a checkpoint is restored.
     Installed { checkpoint: Checkpoint, engine: Box<dyn Engine> },
@@ -35,9 +36,13 @@ pub(crate) struct BackThread {
     pub(crate) to_front: mpsc::Sender<ToFront>,
     pub(crate) start: Box<dyn FnMut(Attempt) + Send>,
     pub(crate) frozen: FrozenSinks,
+    pub(crate) reads: Reads,
     pub(crate) vault: Mailbox<VaultMessage>,
     pub(crate) turn: Arc<Turn>,
     pub(crate) counters: Arc<Counters>,
+    /// When the process began to start this replica, and the newest op that it found on its disk, until that is executed.
+    pub(crate) began: Instant,
+    pub(crate) replays_to: Option<Op>,
     /// Called before each op is executed: tests make it slow here.
     pub(crate) before_commit: Option<Arc<dyn Fn() + Send + Sync>>,
 }
@@ -68,6 +73,7 @@ impl BackThread {
                         self.back.handle(Clock.now(), BackInput::Front(ToBack::Commit(entry)));
                         self.counters.apply.record(Clock.monotonic().since(begun));
                         self.frozen.set(self.back.engine().frozen_sinks());
+                        self.note_replay();
                     }
                     BackMessage::Front(to_back) => {
                         self.back.handle(Clock.now(), BackInput::Front(to_back));
@@ -76,10 +82,14 @@ impl BackThread {
                         let input = BackInput::AttemptEnded { effect, number, stamp, end };
                         self.back.handle(Clock.now(), input);
                     }
-                    BackMessage::Look(look) => look(self.back.engine()),
+                    BackMessage::Look(look) => self.reads.look(self.back.engine(), look),
                     BackMessage::Installed { checkpoint, engine } => {
                         self.back.install(Clock.now(), &checkpoint, engine);
                         self.frozen.set(self.back.engine().frozen_sinks());
+                        if self.replays_to.is_some() {
+                            self.counters.start_restored_ms.set(self.since_start());
+                        }
+                        self.note_replay();
                     }
                 }
                 // After each: a caller waits for its answer, not for the ops behind its own.
@@ -90,6 +100,18 @@ impl BackThread {
         }
     }
 
+    fn note_replay(&mut self) {
+        let applied = self.back.engine().applied();
+        if self.replays_to.take_if(|op| *op <= applied).is_some() {
+            self.counters.start_replayed_ms.set(self.since_start());
+        }
+    }
+
+    fn since_start(&self) -> u64 {
+        let took = Clock.monotonic().since(self.began);
+        u64::try_from(took.as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// Carries out what Back wants done; none when Front has gone.
     fn carry_out(&mut self) -> Option<Instant> {
         loop {
@@ -97,6 +119,7 @@ impl BackThread {
                 // Front never waits for this thread, so waiting for Front ends.
                 BackOutput::Front(message) => self.to_front.blocking_send(message).ok()?,
                 BackOutput::Start(attempt) => (self.start)(attempt),
+                BackOutput::Query { token, query } => self.reads.query(self.back.engine(), token, query),
                 BackOutput::Freeze(entry) => {
                     let begun = Clock.monotonic();
                     let frozen = self.back.engine().freeze();

@@ -34,7 +34,9 @@ pub struct ServerConfig {
     pub mutations: chronon_vsr::Mutations,
     /// Called on the Back thread before each op is executed. For tests: a slow `apply`.
     pub before_commit: Option<Arc<dyn Fn() + Send + Sync>>,
-    /// Asked on the WAL thread before each operation of an unflushed disk. For tests: a disk that stalls, or fails.
+    /// Called on a reader's thread before each query is answered. For tests: a slow query.
+    pub before_query: Option<Arc<dyn Fn() + Send + Sync>>,
+    /// Asked before each operation of an unflushed disk, on the thread that does it. For tests: a disk that stalls, or fails.
     pub before_disk: Option<DiskHook>,
 }
 
@@ -68,6 +70,7 @@ impl Default for ServerConfig {
             engine: chronon_kernel::Limits::DEFAULT,
             mutations: chronon_vsr::Mutations::NONE,
             before_commit: None,
+            before_query: None,
             before_disk: None,
         }
     }
@@ -146,6 +149,8 @@ pub struct Limits {
     pub http_queue_max: usize,
     /// Attempts under way at once, of all sinks together.
     pub attempts_max: usize,
+    /// Threads that answer queries.
+    pub readers: usize,
     /// How fast checkpoints are written and sent.
     pub checkpoints: CheckpointLimits,
 }
@@ -184,6 +189,7 @@ impl Default for Limits {
             http_connections_max: 256,
             http_queue_max: 4_096,
             attempts_max: 1_024,
+            readers: 4,
             checkpoints: CheckpointLimits::default(),
         }
     }

@@ -4,11 +4,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 macro_rules! counters {
-    (counts { $($(#[$doc:meta])* $name:ident,)* } histograms { $($(#[$histogram_doc:meta])* $histogram:ident,)* }) => {
-        /// Counts since the start of the process. Every field is one line of `/metrics`, or one histogram.
+    (counts { $($(#[$doc:meta])* $name:ident,)* } gauges { $($(#[$gauge_doc:meta])* $gauge:ident,)* } histograms { $($(#[$histogram_doc:meta])* $histogram:ident,)* }) => {
+        /// Counts since the start of the process, and how things are. Every field is one line of `/metrics`, or one histogram.
         #[derive(Debug, Default)]
         pub(crate) struct Counters {
             $($(#[$doc])* pub(crate) $name: Counter,)*
+            $($(#[$gauge_doc])* pub(crate) $gauge: Gauge,)*
             $($(#[$histogram_doc])* pub(crate) $histogram: Histogram,)*
         }
 
@@ -16,6 +17,11 @@ macro_rules! counters {
             /// Name and value of each.
             pub(crate) fn all(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($name), self.$name.value()),)*]
+            }
+
+            /// Name and value of each gauge.
+            pub(crate) fn gauges(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($gauge), self.$gauge.value()),)*]
             }
 
             /// Name and histogram of each.
@@ -68,6 +74,12 @@ counters! {
         wal_bytes_scrubbed,
         /// Groups of the log found damaged while running, and written again.
         wal_groups_damaged,
+        /// Rounds of scrubbing through the whole log.
+        wal_scrub_rounds,
+        /// Copies of the superblock found damaged while running, and written again.
+        superblock_copies_damaged,
+        /// Times that a write took 100 ms or longer.
+        disk_stalls,
         /// Attempts started.
         attempts_started,
         /// Attempts that never passed the gate.
@@ -84,16 +96,48 @@ counters! {
         checkpoint_disk_errors,
         /// Bytes of checkpoints read back and checked.
         vault_bytes_scrubbed,
+        /// Rounds of scrubbing through all checkpoints.
+        vault_scrub_rounds,
         /// Chunks of the newest checkpoint found damaged.
         chunks_damaged,
+        /// Chunks of the newest checkpoint that peers have sent.
+        chunks_repaired,
         /// Chunks read for peers.
         chunks_served,
         /// Chunks that peers have sent.
         chunks_fetched,
     }
+    gauges {
+        /// Bytes of the log's file.
+        wal_bytes,
+        /// Bytes of it that hold groups which are still needed.
+        wal_used_bytes,
+        /// Bytes of the log that the present round of scrubbing has read.
+        wal_scrub_bytes,
+        /// Bytes of all files of checkpoints.
+        vault_bytes,
+        /// Bytes of those that are needed.
+        vault_live_bytes,
+        /// Files of checkpoints.
+        vault_packs,
+        /// Bytes of checkpoints that the present round of scrubbing has read.
+        vault_scrub_bytes,
+        /// Bytes that the disk still has for anybody.
+        disk_available_bytes,
+        /// 1 while there is no room for the next checkpoint.
+        disk_short,
+        /// The longest that a write has taken, in milliseconds, of those that took 100 or more.
+        disk_stall_ms_max,
+        /// From the start of the process to the restored checkpoint, in milliseconds.
+        start_restored_ms,
+        /// From the start of the process until everything was executed that the disk held, in milliseconds.
+        start_replayed_ms,
+    }
     histograms {
         /// Executing one op.
         apply,
+        /// Answering a query.
+        query,
         /// Freezing the state at a checkpoint: for so long nothing is executed.
         freeze,
         /// Writing a checkpoint.
@@ -129,6 +173,27 @@ const BUCKETS: [u64; 20] = [
     1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 500_000,
     1_000_000, 5_000_000, 20_000_000,
 ];
+
+/// How something is now.
+#[derive(Debug, Default)]
+pub(crate) struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// It is so now.
+    pub(crate) fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// It is at least so.
+    pub(crate) fn raise(&self, value: u64) {
+        self.0.fetch_max(value, Ordering::Relaxed);
+    }
+
+    /// How it is.
+    pub(crate) fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
 
 /// How long something took, how often.
 #[derive(Debug, Default)]

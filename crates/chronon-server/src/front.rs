@@ -12,7 +12,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chronon_kernel::{Answer, Busy, Consistency, Engine, NotExecuted};
-use chronon_node::{Front, FrontInput, FrontOutput, FrontStatus, Gate, ToBack, ToFront, Token, VaultReport};
+use chronon_node::{
+    Front, FrontInput, FrontOutput, FrontStatus, Gate, Room, ToBack, ToFront, Token, VaultReport,
+};
 use chronon_vsr::{
     ClusterId, Durable, Event, Instant, Message, Op, Payload, ReplicaId, Role, Status, Write, WriteNumber,
 };
@@ -272,6 +274,28 @@ impl FrontThread {
             "fetching_state": replica.is_fetching_state(),
             "queued": status.queued,
             "disk_age_ms": u64::try_from(disk_age.as_millis()).unwrap_or(u64::MAX),
+            "disk": {
+                "age_ms": u64::try_from(disk_age.as_millis()).unwrap_or(u64::MAX),
+                "stalls": self.counters.disk_stalls.value(),
+                "stall_ms_max": self.counters.disk_stall_ms_max.value(),
+                "short": status.room == Room::Short,
+                "available_bytes": self.counters.disk_available_bytes.value(),
+                "wal_bytes": self.counters.wal_bytes.value(),
+                "wal_used_bytes": self.counters.wal_used_bytes.value(),
+                "checkpoints_bytes": self.counters.vault_bytes.value(),
+                "checkpoints_live_bytes": self.counters.vault_live_bytes.value(),
+                "damaged": {
+                    "wal_groups": self.counters.wal_groups_damaged.value(),
+                    "superblock_copies": self.counters.superblock_copies_damaged.value(),
+                    "chunks": self.counters.chunks_damaged.value(),
+                },
+                "scrub": {
+                    "wal_bytes": self.counters.wal_scrub_bytes.value(),
+                    "wal_rounds": self.counters.wal_scrub_rounds.value(),
+                    "checkpoints_bytes": self.counters.vault_scrub_bytes.value(),
+                    "checkpoints_rounds": self.counters.vault_scrub_rounds.value(),
+                },
+            },
             "peers_connected": self.peers.connected(),
         })
         .to_string()
@@ -327,9 +351,16 @@ impl FrontThread {
 
     fn tick(&self) {
         let now = self.clock.monotonic();
-        let report = self.writes.borrow_mut().report(now);
+        let (is_new, report) = {
+            let mut writes = self.writes.borrow_mut();
+            (writes.reported.is_none(), writes.report(now))
+        };
         match report {
-            Some(age) => self.handle(FrontInput::DiskAge(age)),
+            Some(age) => {
+                self.counters.disk_stalls.add_many(usize::from(is_new));
+                self.counters.disk_stall_ms_max.raise(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+                self.handle(FrontInput::DiskAge(age));
+            }
             None => self.handle(FrontInput::Tick),
         }
     }

@@ -34,6 +34,7 @@ mod front;
 mod mailbox;
 mod node;
 mod peers;
+mod reads;
 mod sinks;
 mod stop;
 mod vault;

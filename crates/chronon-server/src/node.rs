@@ -38,6 +38,7 @@ use crate::counters::Counters;
 use crate::front::{FrontHandle, FrontThread, Inlets, Joints};
 use crate::mailbox::Mailbox;
 use crate::peers::Peers;
+use crate::reads::{Reader, Reads, Serves};
 use crate::stop::{Stop, StopReason, guarded};
 use crate::vault::{Turn, VaultParts, VaultThread};
 use crate::wal::WalThread;
@@ -367,6 +368,7 @@ async fn start(
     engine: MakeEngine,
     wanted_sinks: Vec<(SinkName, SinkSpec)>,
 ) -> Result<Running, StartError> {
+    let began = Clock.monotonic();
     // Ports before data: a port in use must not cost an incarnation.
     let peer_listener = listen("peer", config.listen.peer)?;
     let client_listener = listen("client", config.listen.client)?;
@@ -412,6 +414,18 @@ async fn start(
     let back_mailbox: Mailbox<BackMessage> = Mailbox::new();
     let (durable_sender, durable) = mpsc::channel(INLET_SIZE);
     let (to_front, from_back) = mpsc::channel(INLET_SIZE);
+    let reads = Reads::default();
+    let reader = {
+        let (reads, to_front, counters) = (reads.clone(), to_front.clone(), Arc::clone(&counters));
+        let before_query = config.before_query.clone();
+        move |serves| Reader {
+            reads: reads.clone(),
+            serves,
+            to_front: to_front.clone(),
+            counters: Arc::clone(&counters),
+            before_query: before_query.clone(),
+        }
+    };
     let vault_mailbox = Mailbox::new();
     let (vault_sender, from_vault) = mpsc::channel(INLET_SIZE);
     let turn = Arc::new(Turn::default());
@@ -462,6 +476,8 @@ async fn start(
     let back_thread = {
         let mailbox = back_mailbox.clone();
         let (vault, turn, counters) = (vault_mailbox.clone(), Arc::clone(&turn), Arc::clone(&counters));
+        let reads = reads.clone();
+        let replays_to = recovered.entries.iter().map(|found| found.header.op).max();
         let before_commit = match (&config.before_commit, config.disk) {
             (None, DiskKind::Unflushed) => {
                 let order = data.join("stall-apply");
@@ -477,9 +493,12 @@ async fn start(
             to_front,
             start: Box::new(move |attempt| attempts.start(attempt)),
             frozen,
+            reads,
             vault,
             turn,
             counters,
+            began,
+            replays_to,
             before_commit,
         }
     };
@@ -516,6 +535,10 @@ async fn start(
     threads.push(spawn("wal", Box::new(move || wal.run()))?);
     threads.push(spawn("vault", Box::new(move || VaultThread::new(vault_thread).run()))?);
     threads.push(spawn("back", Box::new(move || back_thread().run()))?);
+    for serves in [Serves::Looks].into_iter().chain((0..config.limits.readers.max(1)).map(|_| Serves::All)) {
+        let reader = reader(serves);
+        threads.push(spawn("reader", Box::new(move || reader.run()))?);
+    }
     let closing = (wal_mailbox, back_mailbox.clone(), vault_mailbox);
     let front_stop = stop.clone();
     threads.push(spawn(
@@ -527,6 +550,7 @@ async fn start(
             closing.0.close();
             closing.1.close();
             closing.2.close();
+            reads.close();
         }),
     )?);
 

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use chronon_kernel::{Engine, Frozen, Put};
-use chronon_node::{VaultReport, VaultTask};
-use chronon_storage::{ChunkDamage, ChunkList, DataDirectory, Disk, Vault, perform};
+use chronon_node::{Room, VaultReport, VaultTask};
+use chronon_storage::{ChunkDamage, ChunkList, DataDirectory, Disk, Step, Vault, perform};
 use chronon_vsr::{Checkpoint, Checksum, Instant, OpRef, ReplicaId, Ring, Role};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
@@ -155,6 +155,7 @@ pub(crate) struct VaultThread {
     fetch_again: Option<(Instant, Checkpoint)>,
     since_sync: u64,
     compacting: bool,
+    room: Room,
     reserve_at: Instant,
     scrub_at: Instant,
 }
@@ -209,6 +210,7 @@ impl VaultThread {
             fetch_again: None,
             since_sync: 0,
             compacting: false,
+            room: Room::Enough,
             reserve_at: now,
             scrub_at: now + SCRUB_EVERY,
             parts,
@@ -242,7 +244,7 @@ impl VaultThread {
                 self.compacting = vault.compact(&mut **disk, COMPACT_BYTES) && self.carry_out();
             }
             if self.reserve_at <= now {
-                self.reserve();
+                self.reserve()?;
             }
             if self.scrub_at <= now {
                 self.scrub_at = now + SCRUB_EVERY;
@@ -317,7 +319,7 @@ impl VaultThread {
     }
 
     /// Carries out what the vault wants of the disk. False if the disk refused something: what was not flushed has to be
-    /// put again.
+    /// put again. A file that could not be removed is no loss: it is removed after the next start.
     fn carry_out(&mut self) -> bool {
         let VaultParts { vault, disk, counters, directory, .. } = &mut self.parts;
         while let Some(job) = vault.next_job() {
@@ -327,8 +329,11 @@ impl VaultThread {
                     counters.checkpoint_disk_errors.add();
                     let directory = directory.path().display();
                     error!(%error, %directory, "the disk refuses a part of a checkpoint; it will be written again");
-                    // A file that could not be removed is no loss: it is removed after the next start.
-                    if !vault.failed(job.id).is_empty() {
+                    vault.failed(job.id);
+                    let removes = |step: &Step| matches!(step, Step::Remove { .. } | Step::Truncate { .. });
+                    if !job.steps.iter().all(removes) {
+                        // The file goes at once: its room is needed.
+                        self.carry_out();
                         return false;
                     }
                 }
@@ -467,14 +472,32 @@ impl VaultThread {
     }
 
     /// Sets room aside for the next checkpoint, so that its state is not frozen in vain.
-    fn reserve(&mut self) {
+    fn reserve(&mut self) -> Result<(), Closed> {
         self.reserve_at = Clock.monotonic() + RESERVE_EVERY;
         if !self.parts.vault.idle() {
-            return;
+            return Ok(());
         }
         let stored = self.current.root.map_or(0, |root| self.parts.vault.stored_size(root));
         self.parts.vault.reserve(stored + RESERVE_MORE);
-        self.carry_out();
+        let room = if self.carry_out() { Room::Enough } else { Room::Short };
+        if room != self.room {
+            match room {
+                Room::Short => error!("the disk has no room for the next checkpoint: commands are refused"),
+                Room::Enough => info!("the disk has room for the next checkpoint again"),
+            }
+            self.room = room;
+            self.report(VaultReport::Room(room))?;
+        }
+        let VaultParts { vault, disk, counters, .. } = &mut self.parts;
+        counters.disk_short.set(u64::from(room == Room::Short));
+        if let Ok(available) = disk.available() {
+            counters.disk_available_bytes.set(available);
+        }
+        let usage = vault.usage();
+        counters.vault_bytes.set(usage.bytes);
+        counters.vault_live_bytes.set(usage.live);
+        counters.vault_packs.set(usage.packs as u64);
+        Ok(())
     }
 
     // Restoring
@@ -573,6 +596,9 @@ impl VaultThread {
     /// Keeps a chunk that a peer has sent.
     fn store(&mut self, root: Checksum, id: Checksum, bytes: &[u8]) -> Result<(), Closed> {
         self.parts.counters.chunks_fetched.add();
+        if self.current.root == Some(root) {
+            self.parts.counters.chunks_repaired.add();
+        }
         let is_list = id == root;
         match ChunkList::decode(bytes) {
             Ok(list) if is_list => {
@@ -615,6 +641,9 @@ impl VaultThread {
         let VaultParts { vault, disk, counters, .. } = &mut self.parts;
         let scrubbed = vault.scrub(&mut **disk, SCRUB_BYTES);
         counters.vault_bytes_scrubbed.add_many(usize::try_from(scrubbed.bytes).unwrap_or(usize::MAX));
+        let read = counters.vault_scrub_bytes.value() + scrubbed.bytes;
+        counters.vault_scrub_bytes.set(if scrubbed.round { 0 } else { read });
+        counters.vault_scrub_rounds.add_many(usize::from(scrubbed.round));
         self.note_damage(&scrubbed.damage)
     }
 

@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chronon_storage::{DataDirectory, Disk, Journal, perform};
+use chronon_storage::{DataDirectory, Disk, File, Journal, perform};
 use chronon_vsr::{Durable, Write};
 use tokio::sync::mpsc;
 use tracing::warn;
@@ -47,6 +47,8 @@ impl WalThread {
     }
 
     fn work(&mut self) -> io::Result<()> {
+        self.counters.wal_bytes.set(self.disk.size(File::Wal)?);
+        self.counters.wal_used_bytes.set(self.journal.wal_used());
         let mut writes = VecDeque::new();
         let mut scrub_at = Clock.monotonic() + SCRUB_EVERY;
         loop {
@@ -81,10 +83,19 @@ impl WalThread {
         }
     }
 
-    /// What has rotted is in memory: the journal appends it again.
+    /// What has rotted is in memory: the journal writes it again.
     fn scrub(&mut self) {
+        self.counters.wal_used_bytes.set(self.journal.wal_used());
+        let copies = self.journal.scrub_superblock(&mut *self.disk);
+        if 0 < copies {
+            self.counters.superblock_copies_damaged.add_many(copies);
+            warn!(copies, "copies of the superblock have rotted; they are written again");
+        }
         let scrubbed = self.journal.scrub(&mut *self.disk, SCRUB_BYTES);
         self.counters.wal_bytes_scrubbed.add_many(usize::try_from(scrubbed.bytes).unwrap_or(usize::MAX));
+        let read = self.counters.wal_scrub_bytes.value() + scrubbed.bytes;
+        self.counters.wal_scrub_bytes.set(if scrubbed.round { 0 } else { read });
+        self.counters.wal_scrub_rounds.add_many(usize::from(scrubbed.round));
         for damage in scrubbed.damage {
             self.counters.wal_groups_damaged.add();
             let entries = damage.entries.len();

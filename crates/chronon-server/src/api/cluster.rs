@@ -117,6 +117,9 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     for (name, value) in api.counters.all() {
         line("counter", &format!("{name}_total"), value);
     }
+    for (name, value) in api.counters.gauges() {
+        line("gauge", name, value);
+    }
     for (name, histogram) in api.counters.histograms() {
         let name = format!("chronon_{name}_seconds");
         let _ = writeln!(text, "# TYPE {name} histogram");

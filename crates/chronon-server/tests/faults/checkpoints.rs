@@ -105,6 +105,28 @@ async fn a_disk_without_room_for_checkpoints_holds_its_replica_back_and_stops_no
     told.assert_kept(&cluster.books().await);
 }
 
+/// While the primary's own disk has no room for the next checkpoint it takes nothing new, and says why.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_without_room_for_its_next_checkpoint_says_that_its_disk_is_full() {
+    let mut cluster = Cluster::start(small(1)).await;
+    let load = Load::heavy(&cluster, 0);
+    load.more(FILLS).await;
+    cluster.disk(0).fill(true);
+    eventually("it is told", async || cluster.gauge(0, "disk_short").await == 1).await;
+    let status = cluster.get(0, "/v1/cluster").await;
+    assert_eq!(status["replicas"][0]["disk"]["short"], true, "{status}");
+    let refused = cluster.client(0).submit(&crate::machine::Command::Transfer(u64::MAX)).await.unwrap_err();
+    assert!(refused.to_string().contains("the disk is full"), "{refused}");
+    cluster.disk(0).fill(false);
+    eventually("there is room again", async || cluster.gauge(0, "disk_short").await == 0).await;
+    let acknowledged = load.told().acknowledged.len();
+    load.more(FILLS).await;
+    let told = load.stop().await;
+    assert!(acknowledged < told.acknowledged.len());
+    assert!(told.lost(&cluster.books().await).is_empty());
+    cluster.cut_power(&[0]);
+}
+
 /// Flips a byte of every block of a replica's chunks.
 fn rot_chunks(cluster: &Cluster, replica: u8) {
     let names = std::fs::read_dir(cluster.path(replica)).unwrap().map(|found| found.unwrap().path());

@@ -59,6 +59,7 @@ struct Running {
     node: RunningNode<Ledger>,
     disk: Arc<Brake>,
     apply: Arc<Brake>,
+    query: Arc<Brake>,
 }
 
 /// How a replica sees itself.
@@ -109,14 +110,14 @@ impl Cluster {
         self.directory.path().join(replica.to_string())
     }
 
-    fn config(&self, replica: u8, disk: &Arc<Brake>, apply: &Arc<Brake>) -> ServerConfig {
+    fn config(&self, replica: u8, [disk, apply, query]: &[Arc<Brake>; 3]) -> ServerConfig {
         let addresses = |other: u8| {
             let [own_peer, client, _] = self.ports[usize::from(other)];
             let peer = if other == replica { own_peer } else { self.links.address(replica, other) };
             (ReplicaId::new(other), Addresses { peer: peer.to_string(), client: client.to_string() })
         };
         let [peer, client, http] = self.ports[usize::from(replica)];
-        let (disk, apply) = (Arc::clone(disk), Arc::clone(apply));
+        let (disk, apply, query) = (Arc::clone(disk), Arc::clone(apply), Arc::clone(query));
         ServerConfig {
             cluster: Some(self.founding.cluster),
             replica: Some(ReplicaId::new(replica)),
@@ -127,6 +128,7 @@ impl Cluster {
             disk: DiskKind::Unflushed,
             before_disk: Some(Arc::new(move |operation| disk.before_disk(operation))),
             before_commit: Some(Arc::new(move || apply.pass())),
+            before_query: Some(Arc::new(move || query.pass())),
             ..ServerConfig::default()
         }
     }
@@ -150,13 +152,13 @@ impl Cluster {
     /// Starts a replica, once the threads of its last life have let go of its directory.
     pub(crate) async fn start_one(&mut self, replica: u8) {
         let deadline = Instant::now() + PATIENCE;
-        let (disk, apply) = (Arc::new(Brake::default()), Arc::new(Brake::default()));
+        let brakes = [(); 3].map(|()| Arc::new(Brake::default()));
         let window = Duration::from_secs(3_600);
         let contract = Contract::Idempotent { window, replays_errors: false };
         let node = loop {
             let serve = Arc::clone(&self.setup.serve);
             let started = Node::<Ledger>::open(self.path(replica))
-                .config(self.config(replica, &disk, &apply))
+                .config(self.config(replica, &brakes))
                 .call(SinkName::new(SINK).unwrap(), contract, move |call| serve(replica, call))
                 .start()
                 .await;
@@ -171,7 +173,8 @@ impl Cluster {
                 Err(error) => panic!("replica {replica}: {error}"),
             }
         };
-        self.nodes[usize::from(replica)] = Some(Running { node, disk, apply });
+        let [disk, apply, query] = brakes;
+        self.nodes[usize::from(replica)] = Some(Running { node, disk, apply, query });
     }
 
     /// The power of these replicas goes, at once: what they did not flush is gone, and nobody says goodbye.
@@ -179,6 +182,7 @@ impl Cluster {
         for replica in replicas {
             self.running(*replica).disk.cut_power();
             self.running(*replica).apply.release();
+            self.running(*replica).query.release();
         }
         for replica in replicas {
             self.nodes[usize::from(*replica)] = None;
@@ -197,6 +201,11 @@ impl Cluster {
     /// What holds a replica's execution.
     pub(crate) fn apply(&self, replica: u8) -> &Brake {
         &self.running(replica).apply
+    }
+
+    /// What holds a replica's queries.
+    pub(crate) fn query(&self, replica: u8) -> &Brake {
+        &self.running(replica).query
     }
 
     /// A client of its own that asks this replica first.
@@ -250,6 +259,15 @@ impl Cluster {
         text.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap()
     }
 
+    /// How something is, by its name in `/metrics`.
+    pub(crate) async fn gauge(&self, replica: u8, name: &str) -> u64 {
+        let port = self.ports[usize::from(replica)][2];
+        let text = tokio::task::spawn_blocking(move || request(port, "GET", "/metrics", "", ""));
+        let name = format!("chronon_{name} ");
+        let text = text.await.unwrap();
+        text.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap()
+    }
+
     /// How often something was measured, by the name of its histogram in `/metrics`.
     pub(crate) async fn measured(&self, replica: u8, name: &str) -> u64 {
         let port = self.ports[usize::from(replica)][2];
@@ -278,6 +296,16 @@ impl Cluster {
     pub(crate) async fn get(&self, replica: u8, path: &str) -> serde_json::Value {
         let (port, path) = (self.ports[usize::from(replica)][2], path.to_owned());
         let text = tokio::task::spawn_blocking(move || request(port, "GET", &path, "", "")).await.unwrap();
+        let (_, body) = text.split_once("\r\n\r\n").unwrap();
+        serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    /// What a replica answers to a query with these parameters.
+    pub(crate) async fn ask(&self, replica: u8, parameters: &str) -> serde_json::Value {
+        let (port, path) = (self.ports[usize::from(replica)][2], format!("/v1/queries?{parameters}"));
+        let json = "content-type: application/json\r\n";
+        let text = tokio::task::spawn_blocking(move || request(port, "POST", &path, json, "null")).await;
+        let text = text.unwrap();
         let (_, body) = text.split_once("\r\n\r\n").unwrap();
         serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {text}"))
     }

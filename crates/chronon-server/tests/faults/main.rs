@@ -14,6 +14,7 @@ mod load;
 mod machine;
 mod partitions;
 mod power;
+mod reads;
 mod rot;
 mod sizes;
 mod stalls;

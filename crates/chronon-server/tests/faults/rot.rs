@@ -34,3 +34,47 @@ async fn a_running_replica_finds_rot_in_its_log_and_mends_it() {
     told.assert_kept(&cluster.books().await);
     assert_eq!(cluster.counter(0, "wal_groups_damaged").await, 0);
 }
+
+/// One copy of the superblock and parts of a checkpoint rot while all is well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_replica_finds_rot_in_its_superblock_and_its_checkpoint_and_mends_both() {
+    let mut cluster = Cluster::start(Setup { log_bytes: 16 << 20, ..Setup::new(3) }).await;
+    let load = Load::heavy(&cluster, 0);
+    eventually("a checkpoint", async || 0 < cluster.status(1).await.checkpoint).await;
+    load.stop().await;
+    let flip = |name: &str, position: u64| {
+        let file =
+            std::fs::OpenOptions::new().read(true).write(true).open(cluster.path(1).join(name)).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, position).unwrap();
+        file.write_all_at(&[byte[0] ^ 0x20], position).unwrap();
+        file.sync_all().unwrap();
+    };
+    flip("superblock", 16 * 1024 + 700);
+    for found in std::fs::read_dir(cluster.path(1)).unwrap() {
+        let found = found.unwrap();
+        let (name, size) = (found.file_name().into_string().unwrap(), found.metadata().unwrap().len());
+        if name.starts_with("pack-") {
+            (2_000..size).step_by(4_096).for_each(|position| flip(&name, position));
+        }
+    }
+    eventually("the scrub finds the copy", async || {
+        cluster.counter(1, "superblock_copies_damaged").await == 1
+    })
+    .await;
+    eventually("the scrub finds chunks", async || 0 < cluster.counter(1, "chunks_damaged").await).await;
+    eventually("peers send them", async || {
+        cluster.counter(1, "chunks_damaged").await <= cluster.counter(1, "chunks_repaired").await
+    })
+    .await;
+
+    // Both are read at the next start.
+    cluster.cut_power(&[1]);
+    cluster.start_one(1).await;
+    eventually("it begins from its checkpoint", async || {
+        cluster.counter(1, "checkpoints_restored").await == 1
+    })
+    .await;
+    assert_eq!(cluster.counter(1, "chunks_fetched").await, 0);
+    cluster.books().await;
+}
