@@ -1,9 +1,11 @@
-//! Runs seeds by hand: `cargo run -p chronon-sim --example swarm -- 0 100`, or one with its trace: `-- 7`.
+//! Runs seeds by hand: `cargo run -p chronon-sim --example swarm -- 0 100`, or one with its trace: `-- 7`. With the
+//! feature `mutations` and a mutation's name, until it is caught: `-- 0 100 SkipDueCheckpoint`.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use chronon_sim::{Swarm, TraceMode};
+use chronon_vsr::Mutations;
 
 fn main() {
     let numbers: Vec<u64> = std::env::args().skip(1).filter_map(|text| text.parse().ok()).collect();
@@ -12,7 +14,8 @@ fn main() {
         [from, to] => (from..to, TraceMode::Fingerprint),
         _ => (0..100, TraceMode::Fingerprint),
     };
-    let swarm = Swarm { trace, ..Swarm::bank() };
+    let broken = std::env::args().find_map(|text| broken(&text));
+    let swarm = Swarm { trace, mutations: broken.unwrap_or_default(), ..Swarm::bank() };
     let began = Instant::now();
     let mut coverage: BTreeMap<String, u64> = BTreeMap::new();
     let mut runs = 0;
@@ -25,11 +28,22 @@ fn main() {
         for name in report.coverage.keys() {
             *coverage.entry(name.clone()).or_default() += 1;
         }
-        true
+        broken.is_none() || report.failure.is_none()
     });
     println!(
         "{runs} seeds in {:.1} s, {} failed; seeds that reached: {coverage:?}",
         began.elapsed().as_secs_f64(),
         failures.len()
     );
+}
+
+#[cfg(feature = "mutations")]
+fn broken(name: &str) -> Option<Mutations> {
+    let (mutation, _) = chronon_vsr::Mutation::ALL.iter().find(|(_, known)| *known == name)?;
+    Some(Mutations::broken(*mutation))
+}
+
+#[cfg(not(feature = "mutations"))]
+fn broken(_: &str) -> Option<Mutations> {
+    None
 }

@@ -50,6 +50,8 @@ pub(crate) struct Process {
     pub(crate) disk_age_due: bool,
     pub(crate) evidence_due: bool,
     pub(crate) role: Role,
+    /// Whether Front was fetching a state before its present input.
+    pub(crate) fetching: bool,
     /// Whose answer each token is for.
     pub(crate) tokens: BTreeMap<Token, (u32, CallId)>,
     /// Inputs handled in a row at one instant of world time: a loop that makes no progress would never end.

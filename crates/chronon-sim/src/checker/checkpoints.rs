@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use chronon_vsr::{Checkpoint, Checksum, Digest, Entry, Op, OpRef, Quorums, ReplicaId, Ring};
+use chronon_vsr::{
+    Checkpoint, Checksum, Digest, Entry, Message, Op, OpRef, Payload, Quorums, ReplicaId, Ring,
+};
 
 use crate::{Checker, Commits, Results, Violation};
 
@@ -120,6 +122,22 @@ impl Checkpoints {
     /// A replica goes on from a checkpoint.
     pub(crate) fn on_install(&mut self, replica: ReplicaId) {
         self.due.remove(&replica);
+    }
+
+    /// A replica sends a message: while it fetches a state it votes for nothing (I12).
+    pub(crate) fn on_send(
+        &mut self,
+        replica: ReplicaId,
+        message: &Message,
+        fetches: bool,
+    ) -> Result<(), Violation> {
+        match &message.payload {
+            Payload::PrepareOk { entry, .. } if fetches => {
+                let what = format!("R{replica} acks op {} while it fetches a state", entry.op);
+                Err(Violation::new(Checker::Checkpoints, what))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A replica took a state from its peers: what lies below goes, however many hold it. It held those entries, or

@@ -83,6 +83,7 @@ impl World {
             let what = format!("R{at}'s Front asks to be woken at once, for ever");
             return self.object(Violation::new(Checker::Liveness, what));
         }
+        process.fetching = process.front.replica().is_fetching_state();
         process.front.handle(now, input);
         self.drain_front(at);
     }
@@ -119,7 +120,14 @@ impl World {
     pub(super) fn on_front_output(&mut self, at: usize, output: FrontOutput) {
         let id = self.machines[at].id;
         match output {
-            FrontOutput::Send(to, message) => self.send(at, to, message),
+            FrontOutput::Send(to, message) => {
+                // An ack may leave in the very step in which a transfer begins, or ends.
+                let process = self.process(at);
+                let fetches = process.fetching && process.front.replica().is_fetching_state();
+                let verdict = self.checkpoints.on_send(id, &message, fetches);
+                self.judge(verdict);
+                self.send(at, to, message);
+            }
             FrontOutput::Persist(write) => {
                 let verdict = self.judge_write(at, &write);
                 self.judge(verdict);

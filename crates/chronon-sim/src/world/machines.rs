@@ -111,6 +111,7 @@ impl World {
             disk_age_due: false,
             evidence_due: false,
             role,
+            fetching: false,
             tokens: BTreeMap::new(),
             ticks_in_a_row: 0,
         }));
