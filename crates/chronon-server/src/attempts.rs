@@ -8,7 +8,7 @@ use chronon_sinks::GateHandle;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
 use crate::admission::Admission;
 use crate::apply::BackMessage;
@@ -61,7 +61,7 @@ impl Attempts {
     async fn carry_out(&self, attempt: Attempt) -> AttemptEnd {
         let Ok(_permit) = self.permits.acquire().await else { return AttemptEnd::Abandoned };
         // It may have waited for its place: the gate may have closed meanwhile.
-        let gate = self.gate_of(attempt.sink.clone());
+        let gate = self.gate_of(&attempt);
         if !gate.passes(attempt.stamp) {
             self.counters.attempts_abandoned.add();
             return AttemptEnd::Abandoned;
@@ -99,10 +99,16 @@ impl Attempts {
         self.encode_outcome(end)
     }
 
-    /// The gate of one sink: nothing passes it either while the sink is frozen (protocol §13.3).
-    fn gate_of(&self, sink: SinkName) -> GateHandle {
-        let (gate, frozen) = (self.gate.clone(), self.frozen.clone());
-        GateHandle::new(move |stamp| gate.passes(stamp) && !frozen.hold(&sink))
+    /// The gate of one attempt: nothing passes it either while the sink is frozen (protocol §13.3). What was past the
+    /// gate when this process was stopped, and left afterwards, is counted.
+    fn gate_of(&self, attempt: &Attempt) -> GateHandle {
+        let (gate, frozen, sink) = (self.gate.clone(), self.frozen.clone(), attempt.sink.clone());
+        let (effect, number, fence) = (attempt.effect, attempt.number.0, attempt.fence());
+        let counters = Arc::clone(&self.counters);
+        GateHandle::new(move |stamp| gate.passes(stamp) && !frozen.hold(&sink)).on_late(move || {
+            counters.attempts_left_late.add();
+            warn!(%effect, attempt = number, %fence, "an attempt may have left after the gate closed");
+        })
     }
 
     /// An executor reports an outcome as JSON; the log holds it in the machine's own encoding.

@@ -80,7 +80,7 @@ where
             if !gate.passes(attempt.stamp) {
                 return AttemptEnd::Abandoned;
             }
-            let fence = attempt.fence();
+            let (stamp, fence) = (attempt.stamp, attempt.fence());
             let call = Call {
                 effect,
                 id: attempt.effect,
@@ -90,7 +90,18 @@ where
                 kind: attempt.kind,
                 sink: attempt.sink,
             };
-            AttemptEnd::Ended(match timeout(patience, function(call)).await {
+            let mut call = std::pin::pin!(function(call));
+            let mut begun = false;
+            // What the function sends we can't see. It can send nothing before its first poll, so the second look at the
+            // gate comes right after that.
+            let call = std::future::poll_fn(|cx| {
+                let end = call.as_mut().poll(cx);
+                if !std::mem::replace(&mut begun, true) {
+                    gate.left(stamp);
+                }
+                end
+            });
+            AttemptEnd::Ended(match timeout(patience, call).await {
                 Ok(Ok(outcome)) => match serde_json::to_vec(&outcome) {
                     Ok(outcome) => Ended::Delivered { outcome, evidence: Evidence::default() },
                     Err(error) => Ended::Unreadable { evidence: Evidence(error.to_string()) },

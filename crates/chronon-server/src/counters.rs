@@ -84,6 +84,8 @@ counters! {
         attempts_started,
         /// Attempts that never passed the gate.
         attempts_abandoned,
+        /// Attempts whose first byte may have left after the gate closed: the process was stopped in between.
+        attempts_left_late,
         /// View changes that this replica took part in.
         view_changes,
         /// Times that this replica gave the primacy up of its own accord.

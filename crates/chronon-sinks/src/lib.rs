@@ -46,17 +46,33 @@ pub type ExecuteFuture = Pin<Box<dyn Future<Output = AttemptEnd> + Send>>;
 
 /// Asks the gate (protocol §13.3) whether an attempt that was ordered under a stamp may leave now.
 #[derive(Clone)]
-pub struct GateHandle(Arc<dyn Fn(Stamp) -> bool + Send + Sync>);
+pub struct GateHandle {
+    passes: Arc<dyn Fn(Stamp) -> bool + Send + Sync>,
+    late: Arc<dyn Fn() + Send + Sync>,
+}
 
 impl GateHandle {
     /// A handle that asks `passes`, from any thread, right before a first byte leaves.
     pub fn new(passes: impl Fn(Stamp) -> bool + Send + Sync + 'static) -> GateHandle {
-        GateHandle(Arc::new(passes))
+        GateHandle { passes: Arc::new(passes), late: Arc::new(|| ()) }
+    }
+
+    /// The same, and `late` hears of a first byte that may have left after the gate closed.
+    pub fn on_late(self, late: impl Fn() + Send + Sync + 'static) -> GateHandle {
+        GateHandle { late: Arc::new(late), ..self }
     }
 
     /// Whether an attempt of this stamp may leave now.
     pub fn passes(&self, stamp: Stamp) -> bool {
-        (self.0)(stamp)
+        (self.passes)(stamp)
+    }
+
+    /// To be called right after the first byte left. A process can be stopped between the look at the gate and the
+    /// byte; nothing in it can prevent that, but a second look tells it afterwards.
+    pub fn left(&self, stamp: Stamp) {
+        if !self.passes(stamp) {
+            (self.late)();
+        }
     }
 }
 

@@ -1,7 +1,10 @@
 //! Real processes on loopback, ended by us alone.
 #![allow(clippy::unwrap_used, dead_code, reason = "helpers of tests; each test uses some of them")]
 
-use std::net::{Ipv4Addr, TcpListener};
+pub(crate) mod receiver;
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -174,6 +177,17 @@ impl Cluster {
         let connection = self.connection(replica).await?;
         let status = tokio::time::timeout(Duration::from_secs(1), connection.status()).await.ok()?.ok()?;
         Some(serde_json::from_str(&status).unwrap())
+    }
+
+    /// One of the numbers that a replica counts, as its `/metrics` show it.
+    pub(crate) fn metric(&self, replica: usize, name: &str) -> u64 {
+        let address = self.replicas[replica].http.strip_prefix("http://").unwrap();
+        let mut stream = TcpStream::connect(address).unwrap();
+        write!(stream, "GET /metrics HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
     }
 
     /// Waits for the replica that leads and serves, other than `not`.

@@ -108,8 +108,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
             Poll::Ready(Err(_)) => *failed_write == FailedWrite::MayHaveSent,
             Poll::Pending => false,
         };
-        if sent {
+        if sent && *state == State::Untouched {
             *state = State::Open;
+            passage.gate.left(passage.stamp);
         }
         written
     }
@@ -149,22 +150,32 @@ mod tests {
         assert_eq!(passage.shut(), Left::Nothing);
     }
 
-    #[tokio::test]
-    async fn the_gate_is_asked_before_the_first_byte_and_not_again() {
+    /// Writes twice through a gate that passes the first `open` looks. How often was it looked at, and what was late?
+    async fn looks_and_late(open: u32) -> (u32, u32) {
         let (near, _far) = tokio::io::duplex(64);
-        let asked = Arc::new(Mutex::new(0));
-        let gate = GateHandle::new({
-            let asked = asked.clone();
-            move |_| {
-                *asked.lock().unwrap() += 1;
-                *asked.lock().unwrap() == 1
-            }
+        let counts = Arc::new(Mutex::new((0, 0)));
+        let (looks, late) = (counts.clone(), counts.clone());
+        let gate = GateHandle::new(move |_| {
+            let mut counts = looks.lock().unwrap();
+            counts.0 += 1;
+            counts.0 <= open
         });
+        let gate = gate.on_late(move || late.lock().unwrap().1 += 1);
         let passage = Passage::new(gate, Stamp::first(Epoch::new(0)));
         let mut stream = Guarded::new(near, passage.clone());
         stream.write_all(b"a").await.unwrap();
         stream.write_all(b"b").await.unwrap();
         assert_eq!(passage.shut(), Left::Something);
-        assert_eq!(*asked.lock().unwrap(), 1);
+        *counts.lock().unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_gate_is_asked_before_the_first_byte_and_no_later_byte_is_held_back() {
+        assert_eq!(looks_and_late(2).await, (2, 0));
+    }
+
+    #[tokio::test]
+    async fn a_first_byte_that_left_while_the_gate_closed_is_told_once() {
+        assert_eq!(looks_and_late(1).await, (2, 1));
     }
 }
