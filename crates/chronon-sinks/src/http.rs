@@ -7,22 +7,19 @@
 mod address;
 mod config;
 mod passage;
+mod signature;
 #[cfg(feature = "tls")]
 mod tls;
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use chronon_kernel::{Attempt, AttemptEnd, AttemptKind, Ended, Evidence};
-use hmac::{Hmac, Mac};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
-use sha2::Sha256;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
@@ -30,13 +27,12 @@ use crate::{ConfigError, ExecuteFuture, Executor, GateHandle, Secrets};
 pub use address::PublicOnly;
 use config::{HttpConfig, Scheme, Target, Verdict};
 use passage::{Guarded, Left, Passage};
+use signature::Signer;
 
 /// Bytes of an answer's head that are read at most.
 const RESPONSE_HEAD_MAX: usize = 32 * 1024;
 /// Bytes of evidence that are kept.
 const EVIDENCE_MAX: usize = 1024;
-/// Secrets in the form of Standard Webhooks begin like this; the rest is base64.
-const WEBHOOK_SECRET_PREFIX: &[u8] = b"whsec_";
 
 /// Calls webhooks and HTTP APIs.
 #[derive(Clone, Debug)]
@@ -57,17 +53,12 @@ impl HttpSink {
         }
     }
 
-    fn secret(&self, config: &HttpConfig) -> Result<Option<Vec<u8>>, ConfigError> {
+    fn signer(&self, config: &HttpConfig) -> Result<Option<Signer>, ConfigError> {
         let Some(name) = &config.secret else { return Ok(None) };
         let missing = || ConfigError::SecretMissing { name: name.clone(), variable: Secrets::variable(name) };
         let secret = self.secrets.find(name).ok_or_else(missing)?;
-        match secret.strip_prefix(WEBHOOK_SECRET_PREFIX) {
-            None => Ok(Some(secret)),
-            Some(encoded) => BASE64.decode(encoded.trim_ascii()).map(Some).map_err(|e| ConfigError::Field {
-                field: "secret",
-                why: format!("{name:?} begins with whsec_ and is not base64 after it: {e}"),
-            }),
-        }
+        let wrong = |why| ConfigError::Field { field: "secret", why: format!("{name:?}: {why}") };
+        Signer::parse(secret).map(Some).map_err(wrong)
     }
 }
 
@@ -77,7 +68,7 @@ impl Executor for HttpSink {
     }
 
     fn check_node(&self, config: &str) -> Result<(), ConfigError> {
-        self.secret(&HttpConfig::parse(config)?).map(|_| ())
+        self.signer(&HttpConfig::parse(config)?).map(|_| ())
     }
 
     fn execute(&self, attempt: Attempt, payload_json: String, gate: GateHandle) -> ExecuteFuture {
@@ -89,10 +80,8 @@ impl Executor for HttpSink {
 impl HttpSink {
     async fn attempt(&self, attempt: &Attempt, payload: String, gate: GateHandle) -> AttemptEnd {
         let prepared = HttpConfig::parse(&attempt.spec.config)
-            .and_then(|config| Ok((self.secret(&config)?, config)))
-            .and_then(|(secret, config)| {
-                Ok((prepare(attempt, payload, &config, secret.as_deref())?, config))
-            });
+            .and_then(|config| Ok((self.signer(&config)?, config)))
+            .and_then(|(signer, config)| Ok((prepare(attempt, payload, &config, signer.as_ref())?, config)));
         let (prepared, config) = match prepared {
             Ok(prepared) => prepared,
             Err(why) => return unsent(attempt.kind, why.to_string()),
@@ -133,7 +122,7 @@ fn prepare(
     attempt: &Attempt,
     payload: String,
     config: &HttpConfig,
-    secret: Option<&[u8]>,
+    signer: Option<&Signer>,
 ) -> Result<Prepared, ConfigError> {
     let (target, method, body) = match attempt.kind {
         AttemptKind::Call => (config.target.clone(), config.method.clone(), body(attempt, payload, config)?),
@@ -161,8 +150,8 @@ fn prepare(
     if attempt.kind == AttemptKind::Call {
         headers.entry(header::CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
         let sent = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().to_string();
-        if let Some(secret) = secret {
-            let signature = sign(secret, attempt.key.as_str(), &sent, body.as_bytes());
+        if let Some(signer) = signer {
+            let signature = signer.sign(attempt.key.as_str(), &sent, body.as_bytes());
             set(headers, HeaderName::from_static("webhook-signature"), &signature);
         }
         set(headers, HeaderName::from_static("webhook-id"), attempt.key.as_str());
@@ -188,15 +177,6 @@ fn body(attempt: &Attempt, payload: String, config: &HttpConfig) -> Result<Strin
         .map_err(|_| wrong("the effect is no JSON object, so the key can't be put into it".into()))?;
     payload.insert(field.clone(), attempt.key.as_str().into());
     Ok(serde_json::Value::Object(payload).to_string())
-}
-
-/// Standard Webhooks, scheme v1: HMAC-SHA256 over `id.timestamp.body`.
-fn sign(secret: &[u8], id: &str, timestamp: &str, body: &[u8]) -> String {
-    let mut mac = Hmac::<Sha256>::new_from_slice(secret).expect("HMAC takes a key of any length");
-    for part in [id.as_bytes(), b".", timestamp.as_bytes(), b".", body] {
-        mac.update(part);
-    }
-    format!("v1,{}", BASE64.encode(mac.finalize().into_bytes()))
 }
 
 /// All attempts of an effect are one trace, each a span of its own.
@@ -420,15 +400,6 @@ fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_signature_is_that_of_standard_webhooks() {
-        // The example of the specification's reference implementations.
-        let secret = BASE64.decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
-        let signature =
-            sign(&secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265330", br#"{"test": 2432232314}"#);
-        assert_eq!(signature, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
-    }
 
     #[test]
     fn retry_after_is_read_as_seconds_and_as_a_date() {
