@@ -256,6 +256,7 @@ fn exit_code(report: &Report) -> ExitCode {
         Some(Checker::Panic) => ExitCode::from(4),
         Some(
             Checker::Commits
+            | Checker::Promises
             | Checker::Time
             | Checker::Digest
             | Checker::Checkpoints

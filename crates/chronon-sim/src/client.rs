@@ -20,6 +20,8 @@ pub struct ClientConfig {
     pub query_local: u32,
     /// A command goes under an Idempotency-Key instead of the session.
     pub key: u32,
+    /// A query is sent to any replica, wherever the primary may be.
+    pub wander: u32,
     /// A call is sent to two replicas at once.
     pub duplicate: u32,
     /// A client dies in the middle of a call and comes back as another.
@@ -40,6 +42,7 @@ impl ClientConfig {
         query: 0,
         query_local: 0,
         key: 0,
+        wander: 0,
         duplicate: 0,
         crash: 0,
         give_up: 0,

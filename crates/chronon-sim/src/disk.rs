@@ -63,12 +63,17 @@ pub(crate) struct SimDisk {
     fail_next: bool,
     /// Added to every step while the disk is stalled.
     stall: Duration,
+    /// Where the newest writes to the WAL went, and how long they were, oldest first.
+    recent: VecDeque<(u64, u64)>,
 }
+
+/// How many of the newest writes to the WAL a disk remembers.
+const RECENT_MAX: usize = 8;
 
 impl SimDisk {
     pub(crate) fn new(config: DiskConfig, prng: Prng) -> SimDisk {
         let files = File::FIXED.into_iter().map(|file| (file, SimFile::default())).collect();
-        SimDisk { files, config, prng, fail_next: false, stall: Duration::ZERO }
+        SimDisk { files, config, prng, fail_next: false, stall: Duration::ZERO, recent: VecDeque::new() }
     }
 
     /// How long a step takes.
@@ -166,6 +171,11 @@ impl SimDisk {
             }
             Some(None) | None => false,
         }
+    }
+
+    /// Where the newest writes to the WAL went, and how long they were, oldest first.
+    pub(crate) fn recent(&self) -> &VecDeque<(u64, u64)> {
+        &self.recent
     }
 
     /// Positions of the pages of a file that hold anything but zeros.
@@ -311,6 +321,12 @@ impl Disk for SimDisk {
     fn write(&mut self, file: File, position: u64, bytes: &[u8]) -> io::Result<()> {
         assert!(position.is_multiple_of(UNIT as u64));
         assert!(bytes.len().is_multiple_of(UNIT));
+        if file == File::Wal {
+            self.recent.push_back((position, bytes.len() as u64));
+            if RECENT_MAX < self.recent.len() {
+                self.recent.pop_front();
+            }
+        }
         self.file(file).write(position, bytes);
         self.fails(file)
     }

@@ -17,6 +17,7 @@ mod event;
 mod model;
 mod narrow;
 mod network;
+mod plot;
 mod process;
 mod scenario;
 mod simulation;
@@ -28,7 +29,8 @@ mod world;
 
 pub use bank::BankWorkload;
 pub use checker::{
-    Checker, Checkpoints, Commits, Committed, Completed, Effects, GateWatch, History, Results, Violation,
+    Checker, Checkpoints, Commits, Committed, Completed, Effects, GateWatch, History, Promises, Results,
+    Violation,
 };
 pub use chronon_vsr::{Duration, Prng};
 pub use client::{CallId, CallKind, ClientConfig};

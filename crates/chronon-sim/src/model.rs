@@ -129,6 +129,7 @@ impl SinkModel {
             act_silent: own.act_silent.max(drawn.act_silent),
             late: own.late.max(drawn.late),
             permanent: own.permanent.max(drawn.permanent),
+            gateway: own.gateway.max(drawn.gateway),
             late_max: own.late_max.max(drawn.late_max),
             delay_min: own.delay_min.max(drawn.delay_min),
             delay_mean: own.delay_mean.max(drawn.delay_mean),

@@ -29,6 +29,8 @@ pub(crate) struct Machine {
     pub(crate) failed: Option<String>,
     /// It will not come back, and nobody waits for it.
     pub(crate) forsaken: bool,
+    /// Its Back does nothing before this: `apply` is slow there.
+    pub(crate) back_rests_until: Instant,
 }
 
 /// A running replica.

@@ -63,6 +63,8 @@ pub struct SinkBehaviour {
     pub late: u32,
     /// Says no for good: to this share of all keys, every time.
     pub permanent: u32,
+    /// A gateway in front of it says no for good, and nobody has looked for the key.
+    pub gateway: u32,
     /// The longest that a late act takes.
     pub late_max: Duration,
     /// No answer is faster than this.
@@ -81,6 +83,7 @@ impl SinkBehaviour {
         act_silent: 0,
         late: 0,
         permanent: 0,
+        gateway: 0,
         late_max: Duration::ZERO,
         delay_min: Duration::from_micros(300),
         delay_mean: Duration::from_millis(1),
@@ -201,6 +204,13 @@ impl Sink {
     ) -> Plan {
         self.arrivals += 1;
         let delay = self.behaviour.delay_min + exponential(&mut self.prng, self.behaviour.delay_mean);
+        let through_a_gateway = self.kind != SinkKind::Store && attempt.kind == AttemptKind::Call;
+        if through_a_gateway && self.chance(self.behaviour.gateway) && !self.replays_errors() {
+            return Plan::Answer(
+                delay,
+                Ended::Permanent { freeze: false, evidence: evidence("403 from a gateway") },
+            );
+        }
         if attempt.kind == AttemptKind::Probe {
             if self.chance(self.behaviour.silent) {
                 return Plan::Silence;
@@ -290,6 +300,11 @@ impl Sink {
             payload: Arc::clone(&attempt.payload),
         });
         true
+    }
+
+    /// Whether it keeps its errors under the caller's key: then no gateway answers in its place.
+    fn replays_errors(&self) -> bool {
+        matches!(self.kind, SinkKind::Deduplicating { replays_errors: true, .. })
     }
 
     fn chance(&mut self, parts: u32) -> bool {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use chronon_vsr::{Duration, Instant, Mutations, Prng, ReplicaId, Ring};
 
+use crate::plot::Plot;
 use crate::{
     BankWorkload, Checker, ClientConfig, Config, DiskConfig, Fault, NetworkConfig, Pace, SinkBehaviour,
     Trace, TraceMode, Violation, Workload, World,
@@ -115,10 +116,12 @@ pub struct Menu {
     pub clients: bool,
     /// Primaries are asked to step down.
     pub step_down: bool,
+    /// Execution is slow for a while.
+    pub slow: bool,
 }
 
 impl Menu {
-    const KINDS: usize = 12;
+    const KINDS: usize = 13;
 
     /// Every kind of misfortune.
     pub const ALL: Menu = Menu {
@@ -134,6 +137,7 @@ impl Menu {
         sinks: true,
         clients: true,
         step_down: true,
+        slow: true,
     };
 
     /// Every kind with its name.
@@ -151,6 +155,7 @@ impl Menu {
             ("sinks", &mut self.sinks),
             ("clients", &mut self.clients),
             ("step-down", &mut self.step_down),
+            ("slow", &mut self.slow),
         ]
     }
 
@@ -195,6 +200,7 @@ impl Menu {
             (self.rot, Disruption::Rot),
             (self.clock, Disruption::Clock),
             (self.step_down, Disruption::StepDown),
+            (self.slow, Disruption::Slow),
         ];
         kinds.into_iter().filter(|(on, _)| *on).map(|(_, kind)| kind).collect()
     }
@@ -256,6 +262,7 @@ enum Disruption {
     Rot,
     Clock,
     StepDown,
+    Slow,
 }
 
 /// Makes the workload of a seed.
@@ -446,6 +453,7 @@ impl Run {
             query: prng.below(400_000) as u32,
             query_local: 150_000,
             key: if prng.chance(1, 2) { prng.below(600_000) as u32 } else { 0 },
+            wander: if prng.chance(1, 2) { prng.below(500_000) as u32 } else { 0 },
             duplicate: 0,
             crash: 0,
             give_up: 0,
@@ -487,6 +495,7 @@ impl Run {
                 act_silent: share(&mut own) / 2,
                 late: share(&mut own) / 2,
                 permanent: share(&mut own) / 4,
+                gateway: share(&mut own) / 4,
                 late_max: Duration::from_millis(800),
                 ..SinkBehaviour::GOOD
             };
@@ -518,7 +527,12 @@ impl Run {
         while world.now() < end && !world.clients_done() {
             let pause = crate::network::exponential(&mut self.prng, self.fault_mean);
             run(world, pause)?;
-            if !self.menu.disruptions().is_empty() {
+            let plots = Plot::of(&self.menu, self.config.replicas);
+            if !plots.is_empty() && self.prng.chance(1, 3) {
+                self.faults += 1;
+                let plot = plots[self.prng.below(plots.len() as u64) as usize];
+                plot.play(world, &mut self.prng, self.victim)?;
+            } else if !self.menu.disruptions().is_empty() {
                 self.disrupt(world);
             }
         }
@@ -632,6 +646,7 @@ impl Run {
                 world.inflict_after(long, Fault::Clock(target, 0));
             }
             Disruption::StepDown => world.inflict(Fault::StepDown(target)),
+            Disruption::Slow => world.rest_execution(target, length),
         }
     }
 

@@ -18,7 +18,7 @@ use chronon_kernel::{Attempt, Ended, Lineage, Origin, SinkName};
 use chronon_node::{FrontInput, FrontOutput, FrontStatus};
 use chronon_vsr::{ClusterId, DiskId, Duration, Instant, Prng, ReplicaId, Role};
 
-use crate::checker::{Checkpoints, Commits, Effects, GateWatch, History, Results};
+use crate::checker::{Checkpoints, Commits, Effects, GateWatch, History, Promises, Results};
 use crate::client::Client;
 use crate::clock::MachineClock;
 use crate::disk::SimDisk;
@@ -78,6 +78,7 @@ pub struct World {
     pub(crate) history: History,
     pub(crate) effects: Effects,
     pub(crate) gate_watch: GateWatch,
+    pub(crate) promises: Promises,
     violation: Option<Violation>,
     front_outputs: Vec<FrontOutput>,
 }
@@ -107,6 +108,7 @@ impl World {
                 deferred: Vec::new(),
                 failed: None,
                 forsaken: false,
+                back_rests_until: Instant::ZERO,
             });
         }
         let mut sinks = BTreeMap::new();
@@ -153,6 +155,7 @@ impl World {
             history: History::default(),
             effects: Effects::new(Lineage(lineage)),
             gate_watch: GateWatch::default(),
+            promises: Promises::new(config.replicas),
             violation: None,
             front_outputs: Vec::new(),
         };

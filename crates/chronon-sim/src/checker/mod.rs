@@ -5,6 +5,7 @@ mod commits;
 mod effects;
 mod gate;
 mod history;
+mod promises;
 mod results;
 
 use core::fmt;
@@ -14,6 +15,7 @@ pub use commits::{Commits, Committed};
 pub use effects::Effects;
 pub use gate::GateWatch;
 pub use history::{Completed, History};
+pub use promises::Promises;
 pub use results::Results;
 
 /// Which judge objects.
@@ -21,6 +23,9 @@ pub use results::Results;
 pub enum Checker {
     /// Two replicas committed different entries at one op, or one skipped an op (I1).
     Commits,
+    /// A replica broke its word: spoke too early, denied what it acked, voted for what it had left, committed without
+    /// its votes (I2, I5, I6, I17).
+    Promises,
     /// Log time went back (I10).
     Time,
     /// Replicas disagree about what an op did (I11).

@@ -124,6 +124,13 @@ impl World {
         let config = self.config().clients;
         let replicas = self.machines.len() as u64;
         let mut targets = vec![self.clients[number as usize].target];
+        let is_query = self.clients[number as usize]
+            .call
+            .as_ref()
+            .is_some_and(|call| matches!(call.kind, CallKind::Query { .. }));
+        if is_query && chance(&mut self.prng, config.wander) {
+            targets[0] = ReplicaId::new(self.prng.below(replicas) as u8);
+        }
         if chance(&mut self.prng, config.duplicate) {
             targets.push(ReplicaId::new(self.prng.below(replicas) as u8));
         }

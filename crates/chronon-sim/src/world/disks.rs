@@ -67,7 +67,9 @@ impl World {
         if std::mem::take(&mut self.process(at).disk_age_told) {
             self.tell_disk_age(at);
         }
+        let id = self.machines[at].id;
         for durable in reports {
+            self.promises.on_durable(id, durable);
             self.give_front(at, FrontInput::Durable(durable));
         }
         self.start_jobs(at);

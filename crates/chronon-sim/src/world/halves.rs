@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use chronon_node::{BackInput, BackOutput, FrontInput, FrontOutput, ToBack, ToFront, answer};
-use chronon_vsr::{Duration, OpRef, Write};
+use chronon_vsr::{Durable, Duration, OpRef, Role, Write};
 
 use super::TICKS_IN_A_ROW_MAX;
 use super::vaults::{Beside, Task};
@@ -84,8 +84,13 @@ impl World {
             return self.object(Violation::new(Checker::Liveness, what));
         }
         process.fetching = process.front.replica().is_fetching_state();
+        let superblock = matches!(input, FrontInput::Durable(Durable::Superblock(_)));
         process.front.handle(now, input);
         self.drain_front(at);
+        if superblock {
+            let verdict = self.promises.on_superblock_heard(self.machines[at].id);
+            self.judge(verdict);
+        }
     }
 
     pub(super) fn drain_front(&mut self, at: usize) {
@@ -131,6 +136,7 @@ impl World {
             FrontOutput::Persist(write) => {
                 let verdict = self.judge_write(at, &write);
                 self.judge(verdict);
+                self.promises.on_persist(id, &write);
                 self.process(at).journal.submit(write);
             }
             FrontOutput::Back(to_back) => {
@@ -142,8 +148,17 @@ impl World {
                         });
                         let verdict = self.checkpoints.on_commit(id, entry);
                         self.judge(verdict);
+                        let first = self.commits.head() < entry.op();
                         let verdict = self.commits.on_commit(self.now, id, entry);
                         self.judge(verdict);
+                        if first {
+                            let leading = match self.process(at).role {
+                                Role::Primary { stamp, .. } => Some(stamp),
+                                Role::Backup { .. } | Role::Changing { .. } => None,
+                            };
+                            let verdict = self.promises.on_first_commit(entry.op_ref(), leading);
+                            self.judge(verdict);
+                        }
                     }
                     ToBack::Serving(Some(stamp)) => {
                         self.trace.note(self.now, Who::Replica(id), stamp.view.value(), || {
@@ -187,6 +202,16 @@ impl World {
                     }
                     chronon_vsr::Event::Synced { .. } => self.checkpoint_durable(at, Beside::Install),
                     _ => {}
+                }
+                // Disks are never exchanged here, and no replica is outside the protocol.
+                use chronon_vsr::Event::{CheckpointMismatch, DigestMismatch, ForkDetected, PeerRefused};
+                let bad = [
+                    (matches!(event, ForkDetected { .. }), Checker::Commits),
+                    (matches!(event, PeerRefused { .. }), Checker::Promises),
+                    (matches!(event, DigestMismatch { .. } | CheckpointMismatch { .. }), Checker::Digest),
+                ];
+                if let Some((_, checker)) = bad.into_iter().find(|(is, _)| *is) {
+                    self.object(Violation::new(checker, format!("R{id}: {event:?}")));
                 }
                 self.events.push((self.now, id, event));
             }
@@ -232,6 +257,10 @@ impl World {
         let machine = &mut self.machines[at];
         if machine.paused {
             return;
+        }
+        if self.now < machine.back_rests_until {
+            let rest = machine.back_rests_until.since(self.now);
+            return self.wake_back(at, rest);
         }
         let now = machine.clock.now(self.now);
         let process = machine.process.as_mut().expect("the caller saw that it is alive");

@@ -93,7 +93,8 @@ impl World {
         self.commits.restarted(id);
         self.checkpoints.restarted(id);
         let verdict = self.checkpoints.on_durable(&self.commits, id, &recovered.state.checkpoint);
-        let front = Front::open(options, self.config.limits, recovered, now);
+        let front = Front::open(options, self.config.limits, recovered.clone(), now);
+        let kept = self.promises.on_opened(id, &recovered, front.replica());
         let role = front.status().role;
         machine.process = Some(Box::new(Process {
             front,
@@ -116,6 +117,7 @@ impl World {
             ticks_in_a_row: 0,
         }));
         self.judge(verdict);
+        self.judge(kept);
         self.drain_front(at);
         self.drain_back(at);
     }
@@ -169,6 +171,8 @@ impl World {
         let disk = &mut self.machines[at].disk;
         let pages = disk.written_pages(chronon_storage::File::Wal);
         if !pages.is_empty() {
+            self.promises.on_damage(self.machines[at].id);
+            let disk = &mut self.machines[at].disk;
             let place = pages[(page % pages.len() as u64) as usize] + self.prng.below(4096);
             disk.flip(chronon_storage::File::Wal, place, (page % 8) as u8);
         }

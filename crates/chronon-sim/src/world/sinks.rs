@@ -36,6 +36,16 @@ impl World {
         }
         let verdict = self.effects.on_leave(self.now(), &attempt);
         self.judge(verdict);
+        let alive = self.out_calls.values().find(|other| {
+            let earlier = &other.attempt;
+            other.at == at && earlier.effect == attempt.effect && earlier.stamp == attempt.stamp
+        });
+        if let Some(alive) = alive {
+            let (effect, number, earlier) = (attempt.effect, attempt.number.0, alive.attempt.number.0);
+            let what =
+                format!("R{id} starts attempt {number} of {effect} while its attempt {earlier} is alive");
+            self.object(crate::Violation::new(crate::Checker::Effects, what));
+        }
         let call = self.out_calls_made;
         self.out_calls_made += 1;
         let timeout = attempt.timeout();

@@ -14,6 +14,8 @@ use crate::{Checker, Violation, World};
 impl World {
     pub(super) fn send(&mut self, at: usize, to: Recipients, message: Message) {
         let from = self.machines[at].id;
+        let verdict = self.promises.on_send(&message);
+        self.judge(verdict);
         let bytes: Arc<[u8]> = message.encode(self.cluster).into();
         let message = Arc::new(message);
         // There are no learners yet: everybody else is a voter.

@@ -1,0 +1,439 @@
+//! Plots: misfortunes that wait for their moment. A dice throw now and then never kills a primary just when one backup
+//! alone has its newest entry; a plot looks at the world after every event and strikes then.
+
+use chronon_storage::{File, Step};
+use chronon_vsr::{Duration, Event, Payload, Prng, Quorums, ReplicaId, Role};
+
+use crate::trace::Who;
+use crate::world::index;
+use crate::{Fate, Fault, Menu, SinkBehaviour, Violation, World};
+
+/// How long a plot waits for its moment.
+const PATIENCE: Duration = Duration::from_millis(400);
+
+/// A misfortune with a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Plot {
+    /// A primary is cut off with its clients, and comes back to another view; then both are killed in turn.
+    Stranded,
+    /// A primary is killed or cut off when one backup alone has its newest entry.
+    OneHeard,
+    /// A process is killed between a write and its flush, reads back what it wrote, and then the power goes.
+    ReadBack,
+    /// What a backup acked last rots, and the others who have it are away.
+    RottenTail,
+    /// The headers of a backup's last groups rot in the middle of a view change.
+    Beheaded,
+    /// Acks are held back while one primary after the other steps down.
+    Dam,
+    /// One primary after the other steps down or is killed as soon as it leads.
+    Storm,
+    /// A primary's execution rests; it is cut off and wakes up under another view.
+    Sleepwalker,
+    /// Whoever leads next executes slowly, and then the primary dies.
+    SlowHeir,
+    /// A primary is cut off while its sinks hang, and comes back with bad news.
+    BadNews,
+}
+
+impl Plot {
+    const ALL: [Plot; 10] = [
+        Plot::Stranded,
+        Plot::OneHeard,
+        Plot::ReadBack,
+        Plot::RottenTail,
+        Plot::Beheaded,
+        Plot::Dam,
+        Plot::Storm,
+        Plot::Sleepwalker,
+        Plot::SlowHeir,
+        Plot::BadNews,
+    ];
+
+    /// The plots that need no other kinds of misfortune than these.
+    pub(crate) fn of(menu: &Menu, replicas: usize) -> Vec<Plot> {
+        let possible = |plot: &Plot| match plot {
+            Plot::Stranded | Plot::OneHeard => menu.partition && menu.kill && 3 <= replicas,
+            Plot::ReadBack => menu.kill && menu.power && 2 <= replicas,
+            Plot::RottenTail | Plot::Beheaded => menu.kill && menu.rot && 3 <= replicas,
+            Plot::Dam => menu.wires && menu.step_down && 2 <= replicas,
+            Plot::Storm => menu.step_down && 2 <= replicas,
+            Plot::Sleepwalker => menu.partition && menu.slow && 3 <= replicas,
+            Plot::SlowHeir => menu.kill && menu.slow && 3 <= replicas,
+            Plot::BadNews => menu.partition && menu.sinks && 3 <= replicas,
+        };
+        Plot::ALL.into_iter().filter(possible).collect()
+    }
+
+    /// Lets the plot take its course. `victim` is the only replica whose disk may rot.
+    pub(crate) fn play(self, world: &mut World, prng: &mut Prng, victim: ReplicaId) -> Result<(), Violation> {
+        world.note(Who::Fault, self as u64, || format!("plot: {self:?}"));
+        let Some(primary) = world.primary() else { return Ok(()) };
+        let others: Vec<ReplicaId> = world.replicas().into_iter().filter(|id| *id != primary).collect();
+        let mut stage = Stage { world, prng, primary, others };
+        match self {
+            Plot::Stranded => stage.stranded(),
+            Plot::OneHeard => stage.one_heard(),
+            Plot::ReadBack => stage.read_back(),
+            Plot::RottenTail => stage.rotten_tail(victim),
+            Plot::Beheaded => stage.beheaded(victim),
+            Plot::Dam => stage.dam(),
+            Plot::Storm => stage.storm(),
+            Plot::Sleepwalker => stage.sleepwalker(),
+            Plot::SlowHeir => stage.slow_heir(),
+            Plot::BadNews => stage.bad_news(),
+        }
+    }
+}
+
+/// A world in a plot's hands.
+struct Stage<'a> {
+    world: &'a mut World,
+    prng: &'a mut Prng,
+    /// Who led when it began.
+    primary: ReplicaId,
+    others: Vec<ReplicaId>,
+}
+
+type Played = Result<(), Violation>;
+
+impl Stage<'_> {
+    /// Event by event until this holds, or for as long as there is patience. Whether it held.
+    fn until(&mut self, patience: Duration, holds: impl Fn(&World) -> bool) -> Result<bool, Violation> {
+        let end = self.world.now() + patience;
+        while !holds(self.world) {
+            if end <= self.world.now() || !self.world.step() {
+                return self.world.violation().cloned().map_or(Ok(false), Err);
+            }
+        }
+        Ok(true)
+    }
+
+    fn run(&mut self, duration: Duration) -> Played {
+        self.world.run_for(duration);
+        self.world.violation().cloned().map_or(Ok(()), Err)
+    }
+
+    fn millis(&mut self, least: u64, most: u64) -> Duration {
+        Duration::from_millis(self.prng.between(least, most))
+    }
+
+    fn micros(&mut self, least: u64, most: u64) -> Duration {
+        Duration::from_micros(self.prng.between(least, most))
+    }
+
+    fn one_of(&mut self, replicas: &[ReplicaId]) -> ReplicaId {
+        replicas[self.prng.below(replicas.len() as u64) as usize]
+    }
+
+    fn kill(&mut self, replica: ReplicaId, least: u64, most: u64) {
+        self.world.inflict(Fault::Kill(replica));
+        let away = self.millis(least, most);
+        self.world.inflict_after(away, Fault::Start(replica));
+    }
+
+    fn cut(&mut self, one: ReplicaId, other: ReplicaId) {
+        self.world.inflict(Fault::Cut(one, other));
+        self.world.inflict(Fault::Cut(other, one));
+    }
+
+    fn cut_off(&mut self, replica: ReplicaId) {
+        for other in self.world.replicas().into_iter().filter(|other| *other != replica) {
+            self.cut(replica, other);
+        }
+    }
+
+    fn mend(&mut self) {
+        self.world.inflict(Fault::MendAll);
+    }
+
+    /// Another replica than the first primary leads and serves.
+    fn until_replaced(&mut self) -> Result<bool, Violation> {
+        let old = self.primary;
+        self.until(Duration::from_secs(3), move |world| world.primary().is_some_and(|primary| primary != old))
+    }
+
+    fn stranded(&mut self) -> Played {
+        let old = self.primary;
+        self.cut_off(old);
+        if !self.until_replaced()? {
+            self.mend();
+            return Ok(());
+        }
+        let head = self.world.commits().head();
+        if self.prng.chance(1, 2) {
+            // The new view has just committed something of its own; who leads it dies, and the old one is back.
+            self.until(PATIENCE, |world| head < world.commits().head())?;
+            if let Some(new) = self.world.primary() {
+                self.kill(new, 500, 2_000);
+            }
+            self.mend();
+            return self.run(Duration::from_millis(100));
+        }
+        let stay = self.millis(0, 1_200);
+        self.run(stay)?;
+        self.mend();
+        // It adopts the log that left its own tail out, and dies with that tail on its disk.
+        let adopted = self.until(PATIENCE, move |world| {
+            matches!(world.status(old).map(|status| status.role), Some(Role::Backup { .. }))
+        })?;
+        if adopted {
+            self.kill(old, 0, 20);
+            let pause = self.micros(0, 30_000);
+            self.run(pause)?;
+            if self.prng.chance(1, 2)
+                && let Some(new) = self.world.primary()
+            {
+                self.kill(new, 100, 1_000);
+            }
+        }
+        Ok(())
+    }
+
+    fn one_heard(&mut self) -> Played {
+        let old = self.primary;
+        let heard = self.one_of(&self.others.clone());
+        for other in self.others.clone() {
+            if other != heard {
+                self.world.inflict(Fault::Cut(old, other));
+            }
+        }
+        let head = self.world.replica(heard).map(chronon_vsr::Replica::head);
+        let moment = move |world: &World| world.replica(heard).map(chronon_vsr::Replica::head) > head;
+        self.until(PATIENCE, moment)?;
+        let pause = self.micros(0, 2_000);
+        self.run(pause)?;
+        match self.prng.below(3) {
+            0 => self.kill(old, 200, 1_500),
+            1 => {
+                self.kill(old, 200, 1_500);
+                self.kill(heard, 1, 500);
+            }
+            _ => {
+                self.cut_off(old);
+                let length = self.millis(200, 1_500);
+                self.world.inflict_after(length, Fault::MendAll);
+                return Ok(());
+            }
+        }
+        self.mend();
+        Ok(())
+    }
+
+    fn read_back(&mut self) -> Played {
+        let target = self.one_of(&self.others.clone());
+        if self.prng.chance(2, 3) {
+            // The primary needs this very ack.
+            for other in self.others.clone() {
+                if other != target {
+                    self.cut(self.primary, other);
+                }
+            }
+        }
+        let flushing = move |world: &World| {
+            let process = world.machines[index(target)].process.as_ref();
+            let steps = process.into_iter().flat_map(|process| process.jobs.values());
+            let mut first = steps.filter_map(|running| running.steps.front());
+            first.any(|step| matches!(step, Step::Flush { file: File::Wal }))
+        };
+        if self.until(PATIENCE, flushing)? {
+            self.world.inflict(Fault::Kill(target));
+            let acks = self.world.promises.acks(target);
+            self.world.inflict(Fault::Start(target));
+            self.until(PATIENCE, |world| acks < world.promises.acks(target))?;
+            self.world.inflict(Fault::PowerOff(target));
+            let boot = self.millis(1, 200);
+            self.world.inflict_after(boot, Fault::Start(target));
+        }
+        self.mend();
+        Ok(())
+    }
+
+    fn rotten_tail(&mut self, victim: ReplicaId) -> Played {
+        if victim == self.primary {
+            return Ok(());
+        }
+        // So few take part that nobody else holds what these commit.
+        let needed = Quorums::of(self.world.replicas().len()).replication;
+        let (mut apart, mut knowing) = (Vec::new(), vec![self.primary, victim]);
+        for other in self.others.clone().into_iter().filter(|other| *other != victim) {
+            if knowing.len() < needed {
+                knowing.push(other);
+            } else {
+                apart.push(other);
+            }
+        }
+        for one in &apart {
+            for other in &knowing {
+                self.cut(*one, *other);
+            }
+        }
+        let acks = self.world.promises.acks(victim);
+        let head = self.world.commits().head();
+        let committed =
+            move |world: &World| acks + 1 < world.promises.acks(victim) && head < world.commits().head();
+        self.until(PATIENCE, committed)?;
+        for other in knowing {
+            if other != victim {
+                self.kill(other, 700, 2_500);
+            }
+        }
+        self.world.inflict(Fault::Kill(victim));
+        for _ in 0..self.prng.between(1, 4) {
+            self.world.rot_tail(victim, Rotten::Anything, self.prng.next_u64());
+        }
+        self.mend();
+        self.world.inflict(Fault::Start(victim));
+        self.run(Duration::from_millis(500))
+    }
+
+    fn beheaded(&mut self, victim: ReplicaId) -> Played {
+        if victim == self.primary {
+            return Ok(());
+        }
+        let acks = self.world.promises.acks(victim);
+        self.until(PATIENCE, move |world| acks < world.promises.acks(victim))?;
+        let stamp = self.world.promises.kept_stamp(victim);
+        self.kill(self.primary, 300, 1_500);
+        self.until(Duration::from_secs(1), move |world| stamp < world.promises.kept_stamp(victim))?;
+        self.world.inflict(Fault::Kill(victim));
+        for group in 0..self.prng.between(1, 3) {
+            self.world.rot_tail(victim, Rotten::Header, group);
+        }
+        self.world.inflict(Fault::Start(victim));
+        self.run(Duration::from_millis(300))
+    }
+
+    /// The next primary steps down as soon as it has begun its view, so many times.
+    fn step_downs(&mut self, times: u64, kills: bool) -> Played {
+        for _ in 0..times {
+            let leads = |world: &World| world.leaders().next().is_some();
+            if !self.until(PATIENCE, leads)? {
+                break;
+            }
+            let Some(leader) = self.world.leaders().last() else { break };
+            let pause = self.micros(0, 5_000);
+            self.run(pause)?;
+            let begun = self.world.begun_views();
+            if kills && self.prng.chance(1, 3) {
+                self.kill(leader, 1, 300);
+            } else {
+                self.world.inflict(Fault::StepDown(leader));
+            }
+            self.until(PATIENCE, move |world| begun < world.begun_views())?;
+        }
+        Ok(())
+    }
+
+    fn storm(&mut self) -> Played {
+        let times = self.prng.between(2, 8);
+        self.step_downs(times, true)
+    }
+
+    fn dam(&mut self) -> Played {
+        let mut own = self.prng.fork();
+        let longest = self.prng.between(20, 500);
+        self.world.network.set_filter(Some(Box::new(move |envelope| match envelope.message.payload {
+            Payload::PrepareOk { .. } if own.chance(3, 4) => {
+                Fate::Delay(Duration::from_millis(own.below(longest)))
+            }
+            _ => Fate::Pass,
+        })));
+        let times = self.world.replicas().len() as u64 + self.prng.below(3);
+        let played = self.step_downs(times, false);
+        self.world.network.set_filter(None);
+        played
+    }
+
+    fn sleepwalker(&mut self) -> Played {
+        let old = self.primary;
+        let rest = self.millis(900, 1_900);
+        self.world.rest_execution(old, rest);
+        let pause = self.millis(1, 40);
+        self.run(pause)?;
+        self.cut_off(old);
+        self.run(Duration::from_millis(2_500))?;
+        self.mend();
+        Ok(())
+    }
+
+    fn slow_heir(&mut self) -> Played {
+        for other in self.others.clone() {
+            let rest = self.millis(200, 2_500);
+            self.world.rest_execution(other, rest);
+        }
+        let pause = self.millis(1, 40);
+        self.run(pause)?;
+        self.kill(self.primary, 300, 1_500);
+        self.run(Duration::from_millis(600))
+    }
+
+    fn bad_news(&mut self) -> Played {
+        let usual = self.world.config().sinks;
+        let slow = SinkBehaviour { delay_min: Duration::from_millis(100), ..usual };
+        let hangs = SinkBehaviour { silent: 900_000, ..usual };
+        self.world.set_sinks(if self.prng.chance(1, 2) { hangs } else { slow });
+        let pause = self.millis(1, 60);
+        self.run(pause)?;
+        self.cut_off(self.primary);
+        self.until_replaced()?;
+        let stay = self.millis(0, 300);
+        self.run(stay)?;
+        self.mend();
+        let stay = self.millis(100, 1_000);
+        self.run(stay)?;
+        self.world.set_sinks(usual);
+        Ok(())
+    }
+}
+
+/// What rots of the groups that were written last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rotten {
+    /// The header of the group that was written so many groups before the last.
+    Header,
+    /// Any bit.
+    Anything,
+}
+
+impl World {
+    /// One bit flips in what was written last to a WAL.
+    pub(crate) fn rot_tail(&mut self, replica: ReplicaId, what: Rotten, which: u64) {
+        let at = index(replica);
+        let recent = self.machines[at].disk.recent();
+        if recent.is_empty() {
+            return;
+        }
+        let (back, within) = match what {
+            Rotten::Header => (which as usize, self.prng.below(crate::UNIT as u64)),
+            Rotten::Anything => ((which % 4) as usize, self.prng.next_u64()),
+        };
+        let (position, length) = recent[recent.len() - 1 - back.min(recent.len() - 1)];
+        let place = position + within % length;
+        self.note(Who::Fault, place, || format!("R{replica}'s WAL rots at {place}"));
+        self.promises.on_damage(replica);
+        self.machines[at].disk.flip(File::Wal, place, (which % 8) as u8);
+    }
+
+    /// A replica executes nothing for so long.
+    pub(crate) fn rest_execution(&mut self, replica: ReplicaId, rest: Duration) {
+        self.note(Who::Fault, 0x51, || format!("R{replica} executes nothing for {rest:?}"));
+        self.machines[index(replica)].back_rests_until = self.now() + rest;
+    }
+
+    /// Who has begun a view and not left it, serving or not, by stamp.
+    pub(crate) fn leaders(&self) -> impl Iterator<Item = ReplicaId> {
+        let mut leaders: Vec<_> = self.machines.iter().filter(|machine| machine.is_running()).collect();
+        leaders.retain(|machine| {
+            machine.process.as_ref().is_some_and(|process| matches!(process.role, Role::Primary { .. }))
+        });
+        leaders
+            .sort_by_key(|machine| machine.process.as_ref().map(|process| process.front.replica().stamp()));
+        leaders.into_iter().map(|machine| machine.id)
+    }
+
+    /// How many views have begun.
+    pub(crate) fn begun_views(&self) -> usize {
+        self.events().iter().filter(|(_, _, event)| matches!(event, Event::PrimaryStarted { .. })).count()
+    }
+}
