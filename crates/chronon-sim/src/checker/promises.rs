@@ -147,8 +147,11 @@ impl Promises {
             let excluded = *stamp < state.log_stamp.stamp()
                 && !state.suffix.iter().any(|header| header.op_ref() == entry);
             let is_known = found.contains(&entry) || state.marks_faulty(*op, *checksum);
-            let in_doubt =
-                told.damaged && (!recovered.scan_complete || uncertain_from.is_some_and(|from| from <= *op));
+            // Damage may take what was acked; then it is not denied: it is in doubt, or known to be committed.
+            let in_doubt = told.damaged
+                && (!recovered.scan_complete
+                    || uncertain_from.is_some_and(|from| from <= *op)
+                    || *op <= replica.commit_max().op);
             if !(excluded || is_known || in_doubt || *op <= state.checkpoint.entry.op) {
                 return object(format!("R{id} acked {op} {checksum} in {stamp} and has lost it"));
             }

@@ -201,9 +201,15 @@ impl World {
             Task::Install(checkpoint) => self.restore(at, checkpoint),
             Task::Front(VaultTask::Fetch(checkpoint)) => self.look_for_missing(at, checkpoint),
             Task::Front(VaultTask::Store { root, id, bytes }) => {
+                let was_here = store.vault.holds(id);
                 put(&mut store.vault, root, id, &bytes);
                 store.vault.sync();
-                store.storing.insert(id, (root, bytes));
+                if was_here {
+                    // A state of its own had the same chunk, since it was asked for: nothing may be written.
+                    self.report(at, VaultReport::Stored { root, id });
+                } else {
+                    store.storing.insert(id, (root, bytes));
+                }
             }
             Task::Front(VaultTask::Read { to, id }) => {
                 let read = store.vault.read(disk, id);
