@@ -4,8 +4,8 @@ use std::io;
 use std::path::PathBuf;
 
 use chronon_vsr::{
-    ClusterId, DiskId, Incarnation, Mutation, Mutations, Op, OpRef, Recovered, ReplicaId, Ring, Verdict,
-    VsrState,
+    ClusterId, DiskId, EntryHeader, Incarnation, Mutation, Mutations, Op, OpRef, Recovered, ReplicaId, Ring,
+    Verdict, VsrState,
 };
 
 use crate::buffer::Buffer;
@@ -292,6 +292,17 @@ pub fn open(
         (Some(known), Some(found)) => Some(known.min(found)),
         (known, found) => known.or(found),
     };
+    // The same goes for what the suffix names and the scan did not find: once the damage is written over, a later scan
+    // would be complete, and take it for never written.
+    if !scan.complete && !mutations.breaks(Mutation::NackAfterIncompleteScan) {
+        let is_intact = |name: OpRef| {
+            let mut found = scan.entries.iter().filter(|found| found.header.op_ref() == name);
+            found.any(|found| matches!(found.verdict, Verdict::Intact(_)))
+        };
+        let named = state.suffix.iter().map(EntryHeader::op_ref).filter(|name| state.commit_max.op < name.op);
+        let lost: Vec<OpRef> = named.filter(|name| !is_intact(*name)).collect();
+        state.faulty.extend(lost.into_iter().filter(|name| !state.faulty.contains(name)).collect::<Vec<_>>());
+    }
     let next = Superblock {
         sequence: sequence_max + 1,
         parent: checksum,

@@ -318,6 +318,10 @@ fn an_uncertain_head_starts_above_what_the_suffix_names() {
     let (_, recovered) = reopen(&mut disk);
     assert_eq!(recovered.uncertain_from, Some(Op::new(4)));
     assert!(!recovered.scan_complete);
+    // Whoever acked these must not deny them after the next start-up, whose scan finds the damage written over.
+    assert_eq!(recovered.state.faulty, refs(&entries));
+    let (_, again) = reopen(&mut disk);
+    assert_eq!(again.state.faulty, refs(&entries));
 }
 
 /// Bad units in the free part of the ring are no group.

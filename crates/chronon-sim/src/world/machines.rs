@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use chronon_kernel::{Answer, EngineOptions, Lineage};
 use chronon_node::{Back, Front, Gate};
 use chronon_storage::{Expect, Identity, Vault};
-use chronon_vsr::{Duration, Epoch, Member, Membership, Options, Release, VsrState};
+use chronon_vsr::{Duration, Epoch, Member, Membership, Options, Release, Verdict, VsrState};
 
 use crate::event::{Event, Fault};
 use crate::process::{Process, Timer};
@@ -86,9 +86,21 @@ impl World {
         });
         let (id, incarnation) = (machine.id, recovered.incarnation);
         self.trace.note(self.now, Who::Replica(id), incarnation.value(), || {
-            let entries = recovered.entries.len();
             let (stamp, log_stamp) = (recovered.state.stamp, recovered.state.log_stamp);
-            format!("starts as incarnation {incarnation}: stamp {stamp}, log {log_stamp}, {entries} entries, complete {}, uncertain {:?}", recovered.scan_complete, recovered.uncertain_from)
+            let known = &recovered.state;
+            let unclear = (&known.faulty, known.uncertain_from);
+            let entries = recovered.entries.iter().map(|found| {
+                let intact = matches!(found.verdict, Verdict::Intact(_));
+                format!("{}{}", found.header.op, if intact { "" } else { "!" })
+            });
+            let entries = entries.collect::<Vec<_>>().join(" ");
+            format!(
+                "starts as incarnation {incarnation}: stamp {stamp}, log {log_stamp}, commit {} head {}, unclear {unclear:?}; complete {}, uncertain {:?}, entries {entries}",
+                known.commit_max.op,
+                known.head().op,
+                recovered.scan_complete,
+                recovered.uncertain_from
+            )
         });
         self.commits.restarted(id);
         self.checkpoints.restarted(id);
