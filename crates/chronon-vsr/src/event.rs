@@ -53,7 +53,7 @@ pub enum Event {
 }
 
 /// Why a replica wants to leave its view.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Suspicion {
     /// Nothing was heard of the primary for longer than its rhythm allows.
     Silence,

@@ -16,6 +16,9 @@ mod retry;
 mod startup;
 mod view_change;
 
+#[cfg(test)]
+mod tests;
+
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;

@@ -1,5 +1,7 @@
-//! Two kinds: the rules of §6.3 one at a time, and every state that a small cluster can get into, with [`choose`]
-//! itself deciding each view change on the way.
+//! Three kinds: the rules of §6.3 one at a time, everything that a few voters can say, and every state that a small
+//! cluster can get into, with [`choose`] itself deciding each view change on the way.
+
+mod enumeration;
 
 use alloc::vec;
 use std::collections::{BTreeMap, BTreeSet};

@@ -33,6 +33,15 @@ pub(crate) struct Following {
     nonce: u64,
 }
 
+// For a search that tells states apart: what was heard and said, not when.
+#[cfg(test)]
+impl core::hash::Hash for Following {
+    fn hash<H: core::hash::Hasher>(&self, state: &mut H) {
+        let Following { detector: _, primary_commit, acked, ahead, gap, get_view, nonce } = self;
+        (primary_commit, acked, ahead, gap, get_view, nonce).hash(state);
+    }
+}
+
 /// What a Commit says.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Heartbeat {

@@ -40,6 +40,15 @@ pub(crate) struct Leading {
     pub(crate) abdicating: Option<(Abdication, Instant)>,
 }
 
+// For a search that tells states apart: what was heard and said, not when.
+#[cfg(test)]
+impl core::hash::Hash for Leading {
+    fn hash<H: core::hash::Hasher>(&self, state: &mut H) {
+        let Leading { announced, first_commit, first_commit_reached, votes, resend, abdicating, .. } = self;
+        (announced, first_commit, first_commit_reached, votes, resend, abdicating.is_some()).hash(state);
+    }
+}
+
 impl Leading {
     pub(crate) fn new(now: Instant, first_commit: Op) -> Leading {
         Leading {

@@ -17,12 +17,14 @@ const LOOKAHEAD: u64 = 64;
 
 /// What was asked for and has not come.
 #[derive(Clone, Debug)]
+#[cfg_attr(test, derive(Hash))]
 pub(crate) struct Repairs {
     entries: BTreeMap<OpRef, Request>,
     headers: Option<(OpRef, Request)>,
 }
 
 #[derive(Clone, Debug)]
+#[cfg_attr(test, derive(Hash))]
 struct Request {
     retry: Retry,
     /// How many peers were asked so far: the next in turn is asked next.

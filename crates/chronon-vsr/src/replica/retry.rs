@@ -9,6 +9,14 @@ pub(crate) struct Retry {
     wait: Duration,
 }
 
+// For a search that tells states apart: whether and how often it was done, not when.
+#[cfg(test)]
+impl core::hash::Hash for Retry {
+    fn hash<H: core::hash::Hasher>(&self, state: &mut H) {
+        (self.wait, self.at == Instant::NEVER).hash(state);
+    }
+}
+
 impl Retry {
     /// The first time is now.
     pub(crate) fn now(now: Instant) -> Retry {

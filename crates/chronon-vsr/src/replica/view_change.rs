@@ -20,6 +20,7 @@ const BACKOFF_DOUBLINGS_MAX: u32 = 6;
 
 /// Our own wish to leave the stamp.
 #[derive(Clone, Debug)]
+#[cfg_attr(test, derive(Hash))]
 pub(crate) struct Leaving {
     pub(crate) to: Stamp,
     pub(crate) why: Suspicion,
@@ -58,6 +59,26 @@ struct Election {
     unrecoverable: Option<Op>,
     /// The votes changed since the choice was made.
     stale: bool,
+}
+
+// For a search that tells states apart: what was heard and said, not when.
+#[cfg(test)]
+impl core::hash::Hash for Votes {
+    fn hash<H: core::hash::Hasher>(&self, state: &mut H) {
+        for (replica, (to, _)) in &self.votes {
+            (replica, to).hash(state);
+        }
+    }
+}
+
+#[cfg(test)]
+impl core::hash::Hash for Changing {
+    fn hash<H: core::hash::Hasher>(&self, state: &mut H) {
+        (self.spoken, &self.do_view_change, &self.get_view).hash(state);
+        if let Some(Election { votes, chosen, fetched, unrecoverable, stale }) = &self.election {
+            (votes, chosen.is_some(), fetched, unrecoverable, stale).hash(state);
+        }
+    }
 }
 
 impl Changing {
