@@ -1,5 +1,6 @@
-//! What a transfer costs the kernel at 1, 1,000, 100,000 and 1,000,000 accounts: with its copy for the rollback, its
-//! session's reply, its effect and its digest, and the outcome that settles the effect.
+//! What a transfer costs at 1, 1,000, 100,000 and 1,000,000 accounts: the machine's own `apply` with its copy for the
+//! rollback, and all that the kernel does for one: its session's reply, its effect, its digest, and the outcome that
+//! settles the effect.
 //!
 //! `cargo bench -p chronon-bank`. The bars: at a million accounts at most ten times what it costs at a thousand, and at
 //! most 5 µs for the machine's own `apply`.
@@ -8,14 +9,42 @@ mod log;
 
 use std::hint::black_box;
 
+use chronon_bank::{Command, Transfer};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 use log::{BATCH, Log};
 
+const ACCOUNTS: [u64; 4] = [1, 1_000, 100_000, 1_000_000];
+
+/// The machine alone. Every transfer has a name of its own, as in life: each adds a notice.
 fn apply(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("apply");
+    group.throughput(Throughput::Elements(1));
+    for accounts in ACCOUNTS {
+        let log = std::cell::RefCell::new(Log::new(accounts));
+        let mut name = 0;
+        group.bench_function(BenchmarkId::from_parameter(accounts), |bencher| {
+            bencher.iter_batched(
+                || {
+                    name += 1;
+                    match log.borrow_mut().transfer() {
+                        Command::Transfer(transfer) => {
+                            Command::Transfer(Transfer { transfer: name, ..transfer })
+                        }
+                        open @ Command::Open { .. } => open,
+                    }
+                },
+                |command| black_box(log.borrow_mut().kernel.rehearse(command)).is_ok(),
+                BatchSize::SmallInput,
+            );
+        });
+    }
+}
+
+fn transfer(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("transfer");
     group.sample_size(30).throughput(Throughput::Elements(BATCH));
-    for accounts in [1, 1_000, 100_000, 1_000_000] {
+    for accounts in ACCOUNTS {
         let log = std::cell::RefCell::new(Log::new(accounts));
         // What settles the last batch's effects is made outside of the measure and measured in a bench of its own.
         group.bench_function(BenchmarkId::new("commit", accounts), |bencher| {
@@ -74,5 +103,5 @@ fn outbox(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, apply, outbox);
+criterion_group!(benches, apply, transfer, outbox);
 criterion_main!(benches);

@@ -6,6 +6,9 @@ mod failover;
 mod floor;
 mod load;
 mod machine;
+mod memory;
+mod read;
+mod restart;
 mod rig;
 
 use std::path::Path;
@@ -25,6 +28,12 @@ pub(crate) enum BenchCommand {
     Commit(commit::CommitArguments),
     /// How long clients wait when the primary is killed with SIGKILL
     Failover(failover::FailoverArguments),
+    /// The memory of replicas on the way to a million commands
+    Memory(memory::MemoryArguments),
+    /// Reads per second, by how fresh they are and who answers
+    Read(read::ReadArguments),
+    /// How long a replica with a history takes to serve again
+    Restart(restart::RestartArguments),
 }
 
 /// Runs a benchmark.
@@ -33,6 +42,9 @@ pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<ExitCode> {
         BenchCommand::Floor(arguments) => floor::run(arguments),
         BenchCommand::Commit(arguments) => commit::run(arguments),
         BenchCommand::Failover(arguments) => failover::run(arguments),
+        BenchCommand::Memory(arguments) => memory::run(arguments),
+        BenchCommand::Read(arguments) => read::run(arguments),
+        BenchCommand::Restart(arguments) => restart::run(arguments),
     }
 }
 

@@ -33,6 +33,11 @@ impl OwnChild {
         Ok(OwnChild { child })
     }
 
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGKILL, and waits until it is gone.
     pub(crate) fn kill(mut self) -> anyhow::Result<()> {
         self.end().context("can't end a process of ours")

@@ -85,6 +85,7 @@ pub(crate) struct ReplicaStatus {
     pub(crate) serving: bool,
     pub(crate) commit: u64,
     pub(crate) applied: u64,
+    pub(crate) checkpoint: u64,
 }
 
 impl LocalCluster {
@@ -239,6 +240,16 @@ impl LocalCluster {
             );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// The process id of a replica that runs.
+    pub(crate) fn process(&self, replica: usize) -> Option<u32> {
+        self.replicas[replica].child.as_ref().map(OwnChild::id)
+    }
+
+    /// Where clients reach one replica.
+    pub(crate) fn client_address(&self, replica: usize) -> String {
+        self.replicas[replica].client.to_string()
     }
 
     /// The replica that leads and serves, with its status, if one says so.

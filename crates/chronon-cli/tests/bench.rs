@@ -54,7 +54,7 @@ fn commits_are_measured_for_as_many_clients_as_are_asked_for() {
     let rows = &figures["rows"];
     assert_eq!(numbers(rows, "clients")[..2], [1, 9], "{figures}");
     assert_eq!(numbers(rows, "connections")[..2], [1, 8], "{figures}");
-    assert!(is_positive(&numbers(rows, "commands_per_second")), "{figures}");
+    assert!(is_positive(&numbers(rows, "per_second")), "{figures}");
     assert_eq!(figures["etcd"], Value::Null);
     assert_eq!(figures["bars"].as_array().unwrap().len(), 1, "{figures}");
 }
@@ -75,11 +75,9 @@ fn etcd_is_driven_alike_and_the_ratio_is_told() {
     let figures = figures("bench-etcd", &arguments);
     let etcd = &figures["etcd"];
     assert_eq!(etcd["members"], 3, "{figures}");
-    assert!(is_positive(&numbers(&etcd["rows"], "commands_per_second")), "{figures}");
-    let (ours, theirs) = (
-        figures["rows"][0]["commands_per_second"].as_f64().unwrap(),
-        etcd["rows"][0]["commands_per_second"].as_f64().unwrap(),
-    );
+    assert!(is_positive(&numbers(&etcd["rows"], "per_second")), "{figures}");
+    let (ours, theirs) =
+        (figures["rows"][0]["per_second"].as_f64().unwrap(), etcd["rows"][0]["per_second"].as_f64().unwrap());
     assert!((etcd["ratios"][0].as_f64().unwrap() - ours / theirs).abs() < 0.001, "{figures}");
 }
 
@@ -106,6 +104,45 @@ fn failover_is_measured_once_a_kill() {
 }
 
 #[test]
+fn memory_is_read_along_the_way_and_the_limits_are_named() {
+    let arguments = ["memory", "--commands", "2000", "--replicas", "2", "--log-mib", "128"];
+    let figures = figures("bench-memory", &arguments);
+    assert_eq!(numbers(&figures["looks"], "commands"), [0, 500, 1_000, 1_500, 2_000], "{figures}");
+    for look in figures["looks"].as_array().unwrap() {
+        let (now, peak) = (numbers(&look["resident"], "now_kib"), numbers(&look["resident"], "peak_kib"));
+        assert!(now.len() == 2 && is_positive(&now) && now[0] <= peak[0], "{figures}");
+    }
+    let limits = figures["limits"].as_array().unwrap();
+    assert!(limits.iter().any(|limit| limit["name"] == "sessions_bytes_max"), "{figures}");
+}
+
+#[test]
+fn reads_are_measured_at_the_primary_and_at_a_backup() {
+    let figures = figures("bench-read", &["read", "--clients", "2", "--seconds", "1"]);
+    let rows = figures["rows"].as_array().unwrap();
+    let kinds: Vec<(&str, &str)> =
+        rows.iter().map(|row| (row["read"].as_str().unwrap(), row["at"].as_str().unwrap())).collect();
+    let at_both = |read| [(read, "primary"), (read, "backup")];
+    assert_eq!(kinds, ["linearizable", "at_least", "local"].map(at_both).concat(), "{figures}");
+    assert!(is_positive(&numbers(&figures["rows"], "per_second")), "{figures}");
+}
+
+#[test]
+fn a_restart_is_measured_at_each_length_of_history() {
+    let arguments = ["restart", "--commands", "500,2000", "--accounts", "300", "--log-mib", "128"];
+    let figures = figures("bench-restart", &arguments);
+    assert_eq!(numbers(&figures["rows"], "commands"), [500, 2_000, 300], "{figures}");
+    let machines: Vec<&str> =
+        figures["rows"].as_array().unwrap().iter().map(|row| row["machine"].as_str().unwrap()).collect();
+    assert_eq!(machines, ["counter", "counter", "bank"], "{figures}");
+    for (opens, serves) in
+        numbers(&figures["rows"], "open_ms").iter().zip(numbers(&figures["rows"], "serves_ms"))
+    {
+        assert!(*opens <= serves, "{figures}");
+    }
+}
+
+#[test]
 fn arguments_that_make_no_benchmark_are_told() {
     for (arguments, code, told) in [
         (&["commit", "--clients", "0"][..], 2, "0 is not in 1..=4096"),
@@ -114,6 +151,9 @@ fn arguments_that_make_no_benchmark_are_told() {
         (&["failover", "--kills", "0"], 2, "0 is not in 1..=10000"),
         (&["failover", "--replicas", "2"], 2, "2 is not in 3..=6"),
         (&["floor", "--dir", "/nowhere"], 1, "can't make /nowhere/"),
+        (&["memory", "--commands", "0"], 2, "0 is not in 1.."),
+        (&["read", "--replicas", "1"], 2, "1 is not in 2..=6"),
+        (&["restart", "--commands", "2,1"], 1, "--commands must ascend"),
     ] {
         let directory = Directory::new("bench-arguments");
         let dir = directory.0.to_str().unwrap();

@@ -93,6 +93,13 @@ impl<M: StateMachine> Kernel<M> {
         &self.machine
     }
 
+    /// Calls the machine's `apply` and nothing else of what executing a command is: no reply, effect, timer or digest
+    /// comes of it. The machine's state changes, so this kernel can't go on with a log. For measuring `apply`, its copy
+    /// for the rollback included.
+    pub fn rehearse(&mut self, command: M::Command) -> Result<M::Reply, AbortReason> {
+        self.call(|machine, context| Ok(machine.apply(context, command))).map(|call| call.result)
+    }
+
     fn now(&self) -> Timestamp {
         self.outbox.place().now
     }

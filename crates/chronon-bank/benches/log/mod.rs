@@ -61,15 +61,20 @@ impl Log {
         Request::Command { origin, body: postcard::to_allocvec(command).expect("commands can be encoded") }
     }
 
+    /// A transfer between two accounts, drawn.
+    pub(crate) fn transfer(&mut self) -> Command {
+        let accounts = self.accounts.max(2);
+        let from = self.random.below(accounts);
+        let to = (from + 1 + self.random.below(accounts - 1)) % accounts;
+        let transfer = self.number;
+        Command::Transfer(Transfer { transfer, from, to, amount: 1, order: WebhookOrder::Any })
+    }
+
     pub(crate) fn transfers(&mut self) -> Vec<u8> {
         let requests: Vec<Vec<u8>> = (0..BATCH)
             .map(|_| {
-                let accounts = self.accounts.max(2);
-                let from = self.random.below(accounts);
-                let to = (from + 1 + self.random.below(accounts - 1)) % accounts;
-                let transfer = self.number;
-                let order = WebhookOrder::Any;
-                self.command(&Command::Transfer(Transfer { transfer, from, to, amount: 1, order })).encode()
+                let transfer = self.transfer();
+                self.command(&transfer).encode()
             })
             .collect();
         Batch::join(&requests)

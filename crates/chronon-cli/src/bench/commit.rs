@@ -82,7 +82,7 @@ pub(super) fn run(arguments: &CommitArguments) -> anyhow::Result<ExitCode> {
 impl Figures {
     fn table(&self) -> String {
         let rows = |rows: &[Row]| {
-            let mut lines = vec![Row::HEADS.map(str::to_owned).to_vec()];
+            let mut lines = vec![Row::heads("commands/s")];
             lines.extend(rows.iter().map(Row::cells));
             lines
         };
@@ -144,8 +144,8 @@ fn measure(arguments: &CommitArguments, etcd: Option<Etcd>, directory: &Path) ->
             let measured = runtime.block_on(etcd_rows(&mut members, arguments, time, &progress))?;
             let ratio = |row: &Row| {
                 let ours = rows.iter().find(|ours| (ours.clients, ours.batch) == (row.clients, 1));
-                let ours = ours.map_or(0, |ours| ours.commands_per_second);
-                ours as f64 / row.commands_per_second.max(1) as f64
+                let ours = ours.map_or(0, |ours| ours.per_second);
+                ours as f64 / row.per_second.max(1) as f64
             };
             let ratios = measured.iter().map(ratio).collect();
             Some(EtcdFigures { version: etcd.version, members: members.len(), rows: measured, ratios })
@@ -178,7 +178,7 @@ async fn chronon_rows(
         let row = chronon_row(cluster, clients, batch, time).await;
         cluster.check_alive()?;
         let row = row?;
-        progress.say(format!("{clients} clients, batch {batch}: {} commands/s", row.commands_per_second));
+        progress.say(format!("{clients} clients, batch {batch}: {} commands/s", row.per_second));
         rows.push(row);
     }
     Ok(rows)
@@ -224,7 +224,7 @@ async fn etcd_rows(
         let row = etcd_row(members, clients, time).await;
         members.check_alive()?;
         let row = row?;
-        progress.say(format!("etcd, {clients} clients: {} puts/s", row.commands_per_second));
+        progress.say(format!("etcd, {clients} clients: {} puts/s", row.per_second));
         rows.push(row);
     }
     Ok(rows)

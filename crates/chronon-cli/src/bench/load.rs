@@ -14,19 +14,24 @@ pub(super) struct Row {
     pub(super) connections: usize,
     /// Commands that a client submits together before it waits.
     pub(super) batch: usize,
-    pub(super) commands_per_second: u64,
+    /// Commands, or reads.
+    pub(super) per_second: u64,
     /// Of a command, or of a whole batch.
     pub(super) latency: Latencies,
 }
 
 impl Row {
-    pub(super) const HEADS: [&str; 8] =
-        ["clients", "connections", "batch", "commands/s", "count", "p50 µs", "p99 µs", "max µs"];
+    /// The heads of a table of rows; `rate` says of what.
+    pub(super) fn heads(rate: &str) -> Vec<String> {
+        ["clients", "connections", "batch", rate, "count", "p50 µs", "p99 µs", "max µs"]
+            .map(str::to_owned)
+            .to_vec()
+    }
 
     pub(super) fn cells(&self) -> Vec<String> {
         let mut cells: Vec<String> =
             [self.clients, self.connections, self.batch].map(|value| value.to_string()).to_vec();
-        cells.push(self.commands_per_second.to_string());
+        cells.push(self.per_second.to_string());
         cells.extend(self.latency.cells());
         cells
     }
@@ -67,7 +72,7 @@ where
         all.add(task.await.context("a client panicked")??)?;
     }
     let commands = all.len() * batch as u64;
-    let commands_per_second = (commands as f64 / began.elapsed().as_secs_f64()).round() as u64;
+    let per_second = (commands as f64 / began.elapsed().as_secs_f64()).round() as u64;
     let connections = connections.len();
-    Ok(Row { clients, connections, batch, commands_per_second, latency: Latencies::of(&all) })
+    Ok(Row { clients, connections, batch, per_second, latency: Latencies::of(&all) })
 }
