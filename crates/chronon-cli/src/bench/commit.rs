@@ -41,8 +41,8 @@ pub(crate) struct CommitArguments {
     /// Seconds of each row
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
-    /// Log of each replica, in MiB: the log is kept whole
-    #[arg(long, default_value_t = 1_024)]
+    /// Log of each replica, in MiB. About half of it lies between two checkpoints
+    #[arg(long, default_value_t = 512)]
     log_mib: u64,
     /// Drive three members of etcd alike, in the same run; PATH is the program
     #[arg(long, value_name = "PATH", num_args = 0..=1, default_missing_value = "etcd")]

@@ -27,9 +27,6 @@ const CONNECTIONS: usize = 8;
 const PAUSE: Duration = Duration::from_millis(20);
 /// How long acknowledgements may stay away.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Log for one kill with what is around it, and for the whole, in MiB.
-const LOG_MIB_PER_KILL: u64 = 24;
-const LOG_MIB_BASE: u64 = 64;
 /// The bar for the median.
 const MEDIAN_BAR_MS: u64 = 500;
 /// Upper ends of the histogram's rows.
@@ -51,9 +48,9 @@ pub(crate) struct FailoverArguments {
     /// Decides the moments; drawn if not given
     #[arg(long)]
     seed: Option<u64>,
-    /// Log of each replica, in MiB; by default enough for the kills
-    #[arg(long)]
-    log_mib: Option<u64>,
+    /// Log of each replica, in MiB. About half of it lies between two checkpoints
+    #[arg(long, default_value_t = 512)]
+    log_mib: u64,
     #[command(flatten)]
     printing: Printing,
 }
@@ -150,8 +147,7 @@ fn measure(arguments: &FailoverArguments, directory: &Path) -> anyhow::Result<Fi
     let progress = Progress::new(u64::from(arguments.kills));
     let seed = arguments.seed.unwrap_or_else(|| u64::from(std::process::id()));
     let kills = arguments.kills;
-    let log_mib = arguments.log_mib.unwrap_or(LOG_MIB_BASE + LOG_MIB_PER_KILL * u64::from(kills));
-    let mut cluster = cluster(directory, arguments.replicas, log_mib, Machine::Counter, &progress)?;
+    let mut cluster = cluster(directory, arguments.replicas, arguments.log_mib, Machine::Counter, &progress)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let load = Load::start(&cluster).await?;

@@ -15,9 +15,6 @@ use super::{Printing, conclude};
 use crate::local::{LocalCluster, Machine};
 use crate::output::{Progress, table};
 
-/// Log for so many commands, in MiB: more than they take, so that what is kept is seen.
-const LOG_MIB_BASE: u64 = 64;
-const LOG_BYTES_PER_COMMAND: u64 = 512;
 /// Looks at the replicas along the way, besides the one at the beginning.
 const LOOKS: u64 = 4;
 /// How long the last replica may need to execute everything.
@@ -34,9 +31,9 @@ pub(crate) struct MemoryArguments {
     /// Commands, in all
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     commands: u64,
-    /// Log of each replica, in MiB; by default enough for all commands
-    #[arg(long)]
-    log_mib: Option<u64>,
+    /// Log of each replica, in MiB: what it holds is held in memory too
+    #[arg(long, default_value_t = 512)]
+    log_mib: u64,
     #[command(flatten)]
     printing: Printing,
 }
@@ -102,10 +99,8 @@ impl Figures {
 }
 
 fn measure(arguments: &MemoryArguments, directory: &Path) -> anyhow::Result<Figures> {
-    let MemoryArguments { replicas, commands, .. } = *arguments;
+    let MemoryArguments { replicas, commands, log_mib, .. } = *arguments;
     let progress = Progress::new(commands);
-    let enough = LOG_MIB_BASE + commands * LOG_BYTES_PER_COMMAND / (1024 * 1024);
-    let log_mib = arguments.log_mib.unwrap_or(enough);
     let mut cluster = cluster(directory, replicas, log_mib, Machine::Counter, &progress)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let looks = runtime.block_on(async {

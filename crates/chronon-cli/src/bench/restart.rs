@@ -37,7 +37,7 @@ pub(crate) struct RestartArguments {
     /// Accounts of a bank that is restarted too, as a machine with much state; 0: none
     #[arg(long, default_value_t = 1_000_000)]
     accounts: u64,
-    /// Log of each replica, in MiB
+    /// Log of each replica, in MiB. About half of it lies between two checkpoints
     #[arg(long, default_value_t = 512)]
     log_mib: u64,
     #[command(flatten)]
