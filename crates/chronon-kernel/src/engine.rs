@@ -111,6 +111,10 @@ pub trait Engine: Send + Sync + core::fmt::Debug {
     /// ever were. None when so many were executed since that they are not all remembered.
     fn reports(&self, after: u64) -> (u64, Option<Vec<Reported>>);
 
+    /// For a cluster that is restored from a backup of this state: what happened after it is lost. Every sink is frozen,
+    /// and every open effect may have been carried out since: it is parked in doubt, under the key that it has.
+    fn distrust(&mut self);
+
     /// The whole state as it is now, in constant time: the engine goes on, the copy stays.
     fn freeze(&self) -> Box<dyn Frozen>;
 

@@ -23,6 +23,9 @@ pub trait Frozen: Send + Sync {
     /// The chained digest after that op.
     fn digest(&self) -> Digest;
 
+    /// Log time of that op.
+    fn timestamp(&self) -> Timestamp;
+
     /// Writes the state as chunks, in order. Where chunks end follows from the state alone, so every replica gives the
     /// same ones, whatever its history. With `before`, an earlier state of the same engine that was written to its end,
     /// it takes time in proportion to what changed since. `put` breaks to stop.
@@ -118,6 +121,10 @@ impl<M: StateMachine> Frozen for FrozenKernel<M> {
 
     fn digest(&self) -> Digest {
         self.kernel.digest
+    }
+
+    fn timestamp(&self) -> Timestamp {
+        self.kernel.outbox.place().now
     }
 
     fn write(

@@ -481,6 +481,10 @@ impl<M: StateMachine> Engine for Kernel<M> {
         self.reports.after(after)
     }
 
+    fn distrust(&mut self) {
+        self.outbox.distrust();
+    }
+
     fn freeze(&self) -> Box<dyn Frozen> {
         Box::new(FrozenKernel::new(Kernel {
             machine: self.machine.clone(),

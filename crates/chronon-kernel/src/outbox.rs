@@ -484,6 +484,41 @@ impl Outbox {
         }
     }
 
+    /// What became of open effects after this state is unknown, and nothing may start until a person has looked.
+    pub(crate) fn distrust(&mut self) {
+        let books = &mut self.books;
+        for name in books.sinks.keys().cloned().collect::<Vec<_>>() {
+            let sink = books.sinks.get_mut(&name).expect("just listed");
+            if !sink.spec.frozen {
+                Arc::make_mut(&mut sink.spec).frozen = true;
+                sink.revision += 1;
+            }
+        }
+        for id in self.effects.keys().copied().collect::<Vec<_>>() {
+            let effect = Arc::make_mut(self.effects.get_mut(&id).expect("just listed"));
+            if effect.phase == Phase::Parked(Parked::InDoubt) {
+                continue;
+            }
+            let (number, place) = (effect.number, self.books.place);
+            let fence = Fence(place.born.expect("the op that emitted it was born in a stamp"));
+            effect.record(
+                AttemptView {
+                    number: AttemptNumber(number),
+                    kind: AttemptKind::Call,
+                    fence,
+                    logged: place.now,
+                    ended: "restored",
+                    decisive: true,
+                    evidence: String::from("it was open in the backup that the cluster was restored from"),
+                },
+                self.books.limits.attempts_kept,
+            );
+            effect.may_have_started = true;
+            effect.unknown_since.get_or_insert(effect.released);
+            self.park(id, Parked::InDoubt);
+        }
+    }
+
     /// Does as the machine says about a parked effect, if it is still parked for that reason.
     pub(crate) fn on_parked(&mut self, id: EffectId, parking: u32, answer: OnParked) {
         let Some(effect) = self.effects.get(&id) else { return };

@@ -99,7 +99,7 @@ stored_by_field! {
 }
 
 /// The words that records hold as such.
-const WORDS: [&str; 13] = [
+const WORDS: [&str; 14] = [
     "delivered",
     "unreadable",
     "definite",
@@ -113,6 +113,7 @@ const WORDS: [&str; 13] = [
     "resolve_unknown",
     "retry",
     "cancel",
+    "restored",
 ];
 
 impl Stored for &'static str {

@@ -137,8 +137,8 @@ pub struct AttemptView {
     /// When its end was logged.
     #[serde(serialize_with = "as_time")]
     pub logged: Timestamp,
-    /// How it ended: `delivered`, `unreadable`, `definite`, `ambiguous`, `permanent`, `in_progress`, `not_found`, or
-    /// `claim_lost` for a claim whose primary was replaced.
+    /// How it ended: `delivered`, `unreadable`, `definite`, `ambiguous`, `permanent`, `in_progress`, `not_found`,
+    /// `claim_lost` for a claim whose primary was replaced, or `restored` for whatever became of it after a backup.
     pub ended: &'static str,
     /// Whether the report decided something, or is kept as evidence only.
     pub decisive: bool,

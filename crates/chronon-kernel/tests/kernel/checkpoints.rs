@@ -5,7 +5,8 @@ use core::ops::ControlFlow;
 use std::collections::BTreeMap;
 
 use chronon_kernel::{
-    CommittedOp, EffectFilter, Engine, EngineOptions, Frozen, Kernel, Limits, Lineage, Put, RestoreError,
+    CommittedOp, EffectFilter, Engine, EngineOptions, Frozen, Kernel, Limits, Lineage, Parked, Put,
+    RestoreError,
 };
 use chronon_vsr::{CHUNK_SIZE_MAX, Checksum, Mutations, Op};
 
@@ -233,6 +234,41 @@ fn a_restored_engine_keeps_its_own_options_and_the_keys_of_open_effects() {
     let other = Kernel::<Scribe>::new(EngineOptions { lineage: Lineage(8), ..options() });
     let restored = restore(&other, chunks(&log.kernel)).unwrap();
     assert_eq!(restored.effect(id).unwrap().key, log.kernel.effect(id).unwrap().key);
+}
+
+/// What happened after a backup is lost with the cluster: an effect that was open in it may have been carried out since.
+#[test]
+fn a_state_restored_from_a_backup_starts_nothing_and_doubts_every_open_effect_under_its_key() {
+    for seed in 0..40 {
+        let mut history = History::new(9_000 + seed);
+        for _ in 0..60 {
+            history.step();
+        }
+        let original = &history.log.kernel;
+        let mut restored = restore(original, chunks(original)).unwrap();
+        restored.distrust();
+        let all = |engine: &dyn Engine| engine.effects(&EffectFilter::default(), None, usize::MAX);
+        let (before, after) = (all(original), all(&*restored));
+        assert_eq!(before.len(), after.len());
+        for (before, after) in before.iter().zip(&after) {
+            assert_eq!((before.id, &before.key, &before.outcome), (after.id, &after.key, &after.outcome));
+            if before.outcome.is_none() {
+                assert_eq!(after.parked, Some(Parked::InDoubt), "{before:?}");
+            }
+        }
+        assert!(restored.sinks().iter().all(|sink| sink.spec.frozen));
+        assert!(restored.orders(0).is_empty());
+
+        // It is a state like any other: it can be kept, and the next op finds nothing to start.
+        let mut kept = restore(original, chunks(&*restored)).unwrap();
+        assert_eq!(all(&*kept), after);
+        assert_eq!(kept.status(), restored.status());
+        let timestamp = restored.freeze().timestamp() + core::time::Duration::from_secs(1);
+        let body = chronon_kernel::Batch::join(&[]);
+        let op = CommittedOp { op: kept.applied().next(), born: stamp(1 << 40), timestamp, body: &body };
+        kept.commit(op);
+        assert!(kept.orders(0).is_empty(), "seed {seed}");
+    }
 }
 
 #[test]
