@@ -55,10 +55,30 @@ impl Api {
                 Err(error) => unreached.push(format!("{base}: {error:#}")),
             }
         }
-        anyhow::bail!(
-            "no replica is reached. {}. Say where one is with --api or {ADDRESS_VARIABLE}",
-            unreached.join("; ")
-        )
+        Err(nobody(&unreached))
+    }
+
+    /// The same with only the first replica that can be reached.
+    pub(crate) async fn reached(&self) -> anyhow::Result<Api> {
+        let mut unreached = Vec::new();
+        for base in &self.bases {
+            match connect(base).await {
+                Ok(_) => return Ok(Api { bases: vec![base.clone()], timeout: self.timeout }),
+                Err(error) => unreached.push(format!("{base}: {error:#}")),
+            }
+        }
+        Err(nobody(&unreached))
+    }
+
+    /// The bytes that the first replica that can be reached has at this path.
+    pub(crate) async fn bytes(&self, path: &str) -> anyhow::Result<Bytes> {
+        let base = self.bases.first().context("there is no address")?;
+        let answered =
+            tokio::time::timeout(self.timeout, exchange(connect(base).await?, base, Call::get(path)));
+        let (status, body) =
+            answered.await.with_context(|| format!("{base} did not answer within {:?}", self.timeout))??;
+        anyhow::ensure!(status.is_success(), "{base}{path}: status {status}: {}", shown(&body));
+        Ok(body)
     }
 
     async fn ask(&self, stream: TcpStream, base: &str, call: Call) -> anyhow::Result<Value> {
@@ -79,6 +99,11 @@ impl Api {
         };
         anyhow::bail!("{words} [{code}, status {}]", status.as_u16())
     }
+}
+
+fn nobody(unreached: &[String]) -> anyhow::Error {
+    let unreached = unreached.join("; ");
+    anyhow::anyhow!("no replica is reached. {unreached}. Say where one is with --api or {ADDRESS_VARIABLE}")
 }
 
 fn shown(body: &Bytes) -> String {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use chronon_bank::Bank;
 use chronon_server::{Founding, Node};
-use chronon_vsr::{ReplicaId, Ring};
+use chronon_vsr::ReplicaId;
 
 use crate::config::Config;
 
@@ -21,15 +21,23 @@ pub(crate) struct Planned {
     pub(crate) config: Config,
 }
 
-/// Draws a cluster and makes every replica of it. Says where their configurations are.
+/// Makes the data directory of one replica.
+pub(crate) type Format<'a> = &'a (dyn Fn(&Path, &Founding, ReplicaId) -> anyhow::Result<()> + Sync);
+
+/// One that holds nothing.
+pub(crate) fn format_empty(data: &Path, founding: &Founding, replica: ReplicaId) -> anyhow::Result<()> {
+    // The identity does not depend on the machine that will run on it.
+    Ok(Node::<Bank>::format(data, founding, replica)?)
+}
+
+/// Makes every replica of a cluster. Says where their configurations are.
 pub(crate) fn found(
     planned: Vec<Planned>,
-    ring: Ring,
+    founding: &Founding,
+    format: Format<'_>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> anyhow::Result<Vec<PathBuf>> {
     let count = u8::try_from(planned.len()).context("too many replicas")?;
-    let mut founding = Founding::draw(count).context("the operating system gave no random bits")?;
-    founding.ring = ring;
     let data: Vec<PathBuf> = planned.iter().map(|one| one.directory.join(&one.config.data)).collect();
     // All at once: a disk is kept busy better, and nobody waits for three fillings in a row.
     std::thread::scope(|scope| -> anyhow::Result<()> {
@@ -37,17 +45,15 @@ pub(crate) fn found(
             .iter()
             .zip(&data)
             .map(|(one, data)| {
-                let founding = &founding;
                 scope.spawn(move || {
                     std::fs::create_dir_all(&one.directory)
                         .with_context(|| format!("can't make {}", one.directory.display()))?;
-                    // The identity does not depend on the machine that will run on it.
-                    Node::<Bank>::format(data, founding, ReplicaId::new(one.replica))
+                    format(data, founding, ReplicaId::new(one.replica))
                         .with_context(|| format!("can't make the data directory {}", data.display()))
                 })
             })
             .collect();
-        let expected = ring.log * 5 / 4 * u64::from(count);
+        let expected = founding.ring.log * 5 / 4 * u64::from(count);
         while !formats.iter().all(|format| format.is_finished()) {
             let filled = data.iter().map(|data| bytes_in(data)).sum();
             progress(filled, expected.max(filled));

@@ -1,20 +1,29 @@
 //! `chronon init`: all identities of a cluster at once, and a directory for each replica.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use chronon_server::Founding;
 use chronon_vsr::{BODY_SIZE_MAX, Ring};
 
 use crate::config::{CheckpointsConfig, Config, ListenConfig, ReplicaConfig, TimingConfig};
-use crate::founding::{self, Planned};
+use crate::founding::{self, Format, Planned};
 use crate::output::Progress;
 
 /// Make a cluster: identities, data directories, configurations
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct InitArguments {
+    #[command(flatten)]
+    cluster: ClusterArguments,
+}
+
+/// What cluster to make, and where.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ClusterArguments {
     /// Replicas
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=6))]
     replicas: u8,
@@ -32,12 +41,21 @@ pub(crate) struct InitArguments {
     log_mib: u64,
     /// As JSON
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
 }
 
 /// Makes a cluster.
 pub(crate) fn run(arguments: &InitArguments) -> anyhow::Result<ExitCode> {
-    let InitArguments { replicas, dir, hosts, port, log_mib, json } = arguments;
+    make(&arguments.cluster, &Founding::draw, &founding::format_empty)
+}
+
+/// Makes a cluster whose identities are drawn so, and whose data directories are made so.
+pub(crate) fn make(
+    arguments: &ClusterArguments,
+    draw: &dyn Fn(u8) -> io::Result<Founding>,
+    format: Format<'_>,
+) -> anyhow::Result<ExitCode> {
+    let ClusterArguments { replicas, dir, hosts, port, log_mib, json } = arguments;
     let count = usize::from(*replicas);
     anyhow::ensure!(
         hosts.len() == 1 || hosts.len() == count,
@@ -85,7 +103,10 @@ pub(crate) fn run(arguments: &InitArguments) -> anyhow::Result<ExitCode> {
         });
     }
     let progress = Progress::new(100);
-    let configs = founding::found(planned, ring, &mut |filled, all| progress.filling(filled, all))?;
+    let drawn = draw(*replicas).context("the operating system gave no random bits")?;
+    let founding = Founding { ring, ..drawn };
+    let configs =
+        founding::found(planned, &founding, format, &mut |filled, all| progress.filling(filled, all))?;
     drop(progress);
     if *json {
         let configs: Vec<String> = configs.iter().map(|config| config.display().to_string()).collect();

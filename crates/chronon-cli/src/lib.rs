@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod backup;
 mod bench;
 mod children;
 mod config;
@@ -31,6 +32,8 @@ struct Arguments {
 enum Command {
     Demo(demo::DemoArguments),
     Init(init::InitArguments),
+    Backup(backup::BackupArguments),
+    Restore(backup::RestoreArguments),
     Start(replica::StartArguments),
     Status(operate::StatusArguments),
     Submit(operate::SubmitArguments),
@@ -70,6 +73,8 @@ fn carry_out<M: StateMachine>(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Init(arguments) => init::run(&arguments),
+        Command::Backup(arguments) => backup::back_up(&arguments),
+        Command::Restore(arguments) => backup::restore::<M>(&arguments),
         Command::Start(arguments) => replica::start::<M>(&arguments),
         Command::Status(arguments) => operate::status(&arguments),
         Command::Submit(arguments) => operate::submit(&arguments),

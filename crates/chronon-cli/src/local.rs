@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use chronon_client::{Connection, ConnectionLimits};
+use chronon_server::Founding;
 use chronon_vsr::{Prng, Ring};
 use serde::Deserialize;
 
@@ -128,7 +129,9 @@ impl LocalCluster {
                 }
             })
             .collect();
-        let made = founding::found(planned, ring, progress)?;
+        let drawn = Founding::draw(replicas).context("the operating system gave no random bits")?;
+        let founding = Founding { ring, ..drawn };
+        let made = founding::found(planned, &founding, &founding::format_empty, progress)?;
         let replicas = made
             .into_iter()
             .zip(0..)

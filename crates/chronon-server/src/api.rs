@@ -1,6 +1,7 @@
 //! The HTTP API: JSON in, JSON out, errors as problem+json with a stable code. Any replica answers; what must be
 //! ordered is brought to the primary.
 
+mod backups;
 mod cluster;
 mod commands;
 mod effects;
@@ -30,6 +31,7 @@ use crate::config::ServerConfig;
 use crate::counters::Counters;
 use crate::forward::Forwarder;
 use crate::front::FrontHandle;
+use crate::vault::VaultHandle;
 
 use self::problem::Problem;
 
@@ -50,6 +52,7 @@ pub(crate) struct Api {
     me: ReplicaId,
     cluster: ClusterId,
     front: FrontHandle,
+    vault: VaultHandle,
     forwarder: Forwarder,
     admission: Admission,
     counters: Arc<Counters>,
@@ -62,7 +65,7 @@ impl Api {
     pub(crate) fn new(
         (me, cluster): (ReplicaId, ClusterId),
         config: &ServerConfig,
-        front: FrontHandle,
+        (front, vault): (FrontHandle, VaultHandle),
         admission: Admission,
         counters: Arc<Counters>,
     ) -> Arc<Api> {
@@ -73,6 +76,7 @@ impl Api {
             me,
             cluster,
             front,
+            vault,
             forwarder,
             admission,
             counters,
@@ -104,6 +108,8 @@ pub(crate) async fn serve(api: Arc<Api>, listener: TcpListener) {
         .route("/v1/sinks/{name}", get(sinks::show).put(sinks::set).delete(sinks::remove))
         .route("/v1/sinks/{name}/freeze", post(sinks::freeze))
         .route("/v1/sinks/{name}/thaw", post(sinks::thaw))
+        .route("/v1/backups", post(backups::make))
+        .route("/v1/chunks/{id}", get(backups::chunk))
         .route("/v1/cluster", get(cluster::show))
         .route("/healthz", get(cluster::healthz))
         .route("/readyz", get(cluster::readyz))

@@ -106,6 +106,8 @@ counters! {
         chunks_repaired,
         /// Chunks read for peers.
         chunks_served,
+        /// States kept to be carried away as backups.
+        backups,
         /// Chunks that peers have sent.
         chunks_fetched,
     }

@@ -24,6 +24,7 @@ mod admission;
 mod api;
 mod apply;
 mod attempts;
+mod backup;
 mod call;
 mod clients;
 mod clock;
@@ -41,6 +42,7 @@ mod vault;
 mod wal;
 mod wire;
 
+pub use backup::{BackupError, CHUNKS, MANIFEST, Manifest, RestoredState, chunk_name, chunk_of_name};
 pub use call::{Call, CallError};
 pub use config::{Addresses, CheckpointLimits, DiskHook, DiskKind, Limits, Listen, ServerConfig};
 pub use node::{BoundAddresses, Founding, Node, RunningNode, StartError};

@@ -40,12 +40,12 @@ use crate::mailbox::Mailbox;
 use crate::peers::Peers;
 use crate::reads::{Reader, Reads, Serves};
 use crate::stop::{Stop, StopReason, guarded};
-use crate::vault::{Turn, VaultParts, VaultThread};
+use crate::vault::{Turn, VaultHandle, VaultParts, VaultThread};
 use crate::wal::WalThread;
 use crate::{api, clients, sinks};
 
 /// The release that new log entries are written for.
-const RELEASE: Release = Release::new(1);
+pub(crate) const RELEASE: Release = Release::new(1);
 
 /// Reports of the WAL thread, and results of the Back thread, that wait for Front. Those threads wait when it is full.
 const INLET_SIZE: usize = 4_096;
@@ -78,6 +78,14 @@ impl Founding {
             membership: Membership { epoch: Epoch::new(0), voters, learners: Vec::new() },
             ring: Ring::DEFAULT,
         })
+    }
+
+    /// Draws a cluster that is restored from a backup at this time, in seconds since 1970: its epoch is above all that
+    /// came before, and so is every fence.
+    pub fn draw_restored(replicas: u8, seconds: u32) -> io::Result<Founding> {
+        let mut founding = Founding::draw(replicas)?;
+        founding.membership.epoch = Epoch::new(u64::from(seconds) << 32);
+        Ok(founding)
     }
 
     /// With a WAL for so many bytes of live log: at least 16 MiB, or it stays as it is.
@@ -539,6 +547,7 @@ async fn start(
         let reader = reader(serves);
         threads.push(spawn("reader", Box::new(move || reader.run()))?);
     }
+    let vault_handle = VaultHandle::new(vault_mailbox.clone());
     let closing = (wal_mailbox, back_mailbox.clone(), vault_mailbox);
     let front_stop = stop.clone();
     threads.push(spawn(
@@ -567,8 +576,8 @@ async fn start(
             TcpListener::from_std(listener)
                 .map_err(|source| StartError::System { doing: "register the http port", source })?
         };
-        let api =
-            api::Api::new((me, cluster), &config, front_handle.clone(), admission, Arc::clone(&counters));
+        let handles = (front_handle.clone(), vault_handle);
+        let api = api::Api::new((me, cluster), &config, handles, admission, Arc::clone(&counters));
         let stop = stop.clone();
         pool.spawn(async move {
             tokio::select! {

@@ -13,10 +13,11 @@ use chronon_kernel::{Engine, Frozen, Put};
 use chronon_node::{Room, VaultReport, VaultTask};
 use chronon_storage::{ChunkDamage, ChunkList, DataDirectory, Disk, Step, Vault, perform};
 use chronon_vsr::{Checkpoint, Checksum, Instant, OpRef, ReplicaId, Ring, Role};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
 use crate::apply::BackMessage;
+use crate::backup::Manifest;
 use crate::clock::Clock;
 use crate::config::CheckpointLimits;
 use crate::counters::Counters;
@@ -55,6 +56,56 @@ const RESERVE_EVERY: Duration = Duration::from_secs(5);
 /// Room that is set aside for the next checkpoint besides what the newest one takes.
 const RESERVE_MORE: u64 = 4 * 1024 * 1024;
 
+/// A backup is kept for so long after the last of its chunks was asked for.
+const BACKUP_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Backups that are carried away at a time.
+const BACKUPS_MAX: usize = 4;
+
+/// Why there is no backup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum BackupRefused {
+    /// There are [`BACKUPS_MAX`].
+    TooMany,
+    /// The disk refused a part of it.
+    Disk,
+    /// The state has too many chunks.
+    TooLarge { why: String },
+    /// The replica stops.
+    Stopped,
+}
+
+/// How the API asks the vault thread. Its requests are bounded by its connections.
+#[derive(Clone, Debug)]
+pub(crate) struct VaultHandle {
+    mailbox: Mailbox<VaultMessage>,
+}
+
+impl VaultHandle {
+    /// A handle to the thread behind this mailbox.
+    pub(crate) fn new(mailbox: Mailbox<VaultMessage>) -> VaultHandle {
+        VaultHandle { mailbox }
+    }
+
+    /// Keeps a state for as long as its chunks are being carried away.
+    pub(crate) async fn back_up(
+        &self,
+        cluster: u128,
+        frozen: Box<dyn Frozen>,
+    ) -> Result<Manifest, BackupRefused> {
+        let (answer, answered) = oneshot::channel();
+        self.mailbox.push(VaultMessage::BackUp { cluster, frozen, answer });
+        answered.await.unwrap_or(Err(BackupRefused::Stopped))
+    }
+
+    /// The bytes of a chunk, if it is here.
+    pub(crate) async fn chunk(&self, id: Checksum) -> Option<Vec<u8>> {
+        let (answer, answered) = oneshot::channel();
+        self.mailbox.push(VaultMessage::Chunk { id, answer });
+        answered.await.ok().flatten()
+    }
+}
+
 /// What the vault thread is told.
 pub(crate) enum VaultMessage {
     /// From Front.
@@ -72,6 +123,34 @@ pub(crate) enum VaultMessage {
     Install(Checkpoint),
     /// From Front: the superblock names this checkpoint.
     Durable(Checkpoint),
+    /// From the API: keep this state for a while.
+    BackUp {
+        /// Whose state it is.
+        cluster: u128,
+        /// The state.
+        frozen: Box<dyn Frozen>,
+        /// Where the answer goes.
+        answer: oneshot::Sender<Result<Manifest, BackupRefused>>,
+    },
+    /// From the API: read and verify a chunk.
+    Chunk {
+        /// The chunk.
+        id: Checksum,
+        /// Where its bytes go; none when it is not here or damaged.
+        answer: oneshot::Sender<Option<Vec<u8>>>,
+    },
+}
+
+impl std::fmt::Debug for VaultMessage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VaultMessage").finish_non_exhaustive()
+    }
+}
+
+/// Who wants a chunk.
+enum For {
+    Peer(ReplicaId),
+    Backup(oneshot::Sender<Option<Vec<u8>>>),
 }
 
 /// How far the log has come, and this replica's turn: replicas write their checkpoints one after another, the primary
@@ -139,8 +218,8 @@ pub(crate) struct VaultParts {
 pub(crate) struct VaultThread {
     parts: VaultParts,
     queue: VecDeque<VaultMessage>,
-    /// Reads for peers that wait for their share of the network.
-    reads: VecDeque<(ReplicaId, Checksum)>,
+    /// Reads for peers and backups that wait for their share of the network.
+    reads: VecDeque<(For, Checksum)>,
     read_pace: Pace,
     write_pace: Pace,
     /// A state that waits for its turn to be written.
@@ -151,6 +230,8 @@ pub(crate) struct VaultThread {
     current: Checkpoint,
     previous: Option<Checksum>,
     target: Option<Checkpoint>,
+    /// States that are being carried away, each with the time until which it is kept.
+    backups: Vec<(Checksum, Instant)>,
     /// A transfer that a full disk has interrupted is looked at again.
     fetch_again: Option<(Instant, Checkpoint)>,
     since_sync: u64,
@@ -207,6 +288,7 @@ impl VaultThread {
             current: parts.checkpoint,
             previous: None,
             target: None,
+            backups: Vec::new(),
             fetch_again: None,
             since_sync: 0,
             compacting: false,
@@ -272,11 +354,13 @@ impl VaultThread {
         }
         for message in messages {
             match message {
-                VaultMessage::Task(VaultTask::Read { to, id }) => self.reads.push_back((to, id)),
+                VaultMessage::Task(VaultTask::Read { to, id }) => self.reads.push_back((For::Peer(to), id)),
+                VaultMessage::Chunk { id, answer } => self.reads.push_back((For::Backup(answer), id)),
                 VaultMessage::Task(VaultTask::Fetch(_) | VaultTask::Store { .. })
                 | VaultMessage::Freeze { .. }
                 | VaultMessage::Install(_)
-                | VaultMessage::Durable(_) => self.queue.push_back(message),
+                | VaultMessage::Durable(_)
+                | VaultMessage::BackUp { .. } => self.queue.push_back(message),
             }
         }
         while self.read_pace.from <= Clock.monotonic()
@@ -302,7 +386,9 @@ impl VaultThread {
         match message {
             VaultMessage::Task(VaultTask::Fetch(checkpoint)) => self.fetch(checkpoint),
             VaultMessage::Task(VaultTask::Store { root, id, bytes }) => self.store(root, id, &bytes),
-            VaultMessage::Task(VaultTask::Read { to, id }) => self.read(to, id),
+            VaultMessage::Task(VaultTask::Read { to, id }) => self.read(For::Peer(to), id),
+            VaultMessage::Chunk { id, answer } => self.read(For::Backup(answer), id),
+            VaultMessage::BackUp { cluster, frozen, answer } => self.back_up(cluster, frozen, answer),
             VaultMessage::Freeze { entry, end, frozen } => {
                 let since = Clock.monotonic();
                 self.waiting = Some(Waiting { entry, end, frozen, since, not_before: since });
@@ -459,6 +545,10 @@ impl VaultThread {
                 .into_iter()
                 .flatten()
                 .collect();
+        // Named once more when its time is over: what was never named is kept for ever.
+        roots.extend(self.backups.iter().map(|(root, _)| *root));
+        let now = Clock.monotonic();
+        self.backups.retain(|(_, until)| now < *until);
         while let Err(damage) = vault.keep(&mut **disk, &roots) {
             warn!(%damage, "the list of a checkpoint is damaged");
             if self.current.root == Some(damage.id) {
@@ -468,6 +558,47 @@ impl VaultThread {
         }
         self.compacting = true;
         self.reserve_at = Clock.monotonic();
+        Ok(())
+    }
+
+    /// Keeps a state, and tells of its chunks.
+    fn back_up(
+        &mut self,
+        cluster: u128,
+        mut frozen: Box<dyn Frozen>,
+        answer: oneshot::Sender<Result<Manifest, BackupRefused>>,
+    ) -> Result<(), Closed> {
+        let now = Clock.monotonic();
+        if BACKUPS_MAX <= self.backups.iter().filter(|(_, until)| now < *until).count() {
+            // Whoever asked may have gone.
+            drop(answer.send(Err(BackupRefused::TooMany)));
+            return Ok(());
+        }
+        let end = self.parts.turn.progress();
+        let before = self.written.take();
+        let mut written = self.write_chunks(&mut *frozen, before.as_ref(), end);
+        if matches!(written, Err(Unwritten::Lacking)) {
+            written = self.write_chunks(&mut *frozen, None, end);
+        }
+        self.written = before;
+        let refusal = match written {
+            Ok((root, _)) => {
+                let VaultParts { vault, disk, .. } = &mut self.parts;
+                match vault.list(&mut **disk, root) {
+                    Ok(list) => {
+                        self.backups.push((root, Clock.monotonic() + BACKUP_PATIENCE));
+                        self.parts.counters.backups.add();
+                        drop(answer.send(Ok(Manifest::new(cluster, &*frozen, root, &list))));
+                        return Ok(());
+                    }
+                    Err(_) => BackupRefused::Disk,
+                }
+            }
+            Err(Unwritten::Closed) => return Err(Closed),
+            Err(Unwritten::Never(why)) => BackupRefused::TooLarge { why },
+            Err(Unwritten::Disk | Unwritten::Lacking) => BackupRefused::Disk,
+        };
+        drop(answer.send(Err(refusal)));
         Ok(())
     }
 
@@ -617,8 +748,8 @@ impl VaultThread {
         self.report(VaultReport::Stored { root, id })
     }
 
-    /// Reads a chunk for a peer.
-    fn read(&mut self, to: ReplicaId, id: Checksum) -> Result<(), Closed> {
+    /// Reads a chunk for a peer or a backup.
+    fn read(&mut self, reader: For, id: Checksum) -> Result<(), Closed> {
         let VaultParts { vault, disk, counters, .. } = &mut self.parts;
         let bytes = match vault.read(&mut **disk, id) {
             Ok(bytes) => {
@@ -631,7 +762,16 @@ impl VaultThread {
                 None
             }
         };
-        self.report(VaultReport::Read { to, id, bytes })
+        match reader {
+            For::Peer(to) => self.report(VaultReport::Read { to, id, bytes }),
+            For::Backup(answer) => {
+                let until = Clock.monotonic() + BACKUP_PATIENCE;
+                self.backups.iter_mut().for_each(|(_, kept_until)| *kept_until = until);
+                // Whoever asked may have gone.
+                drop(answer.send(bytes));
+                Ok(())
+            }
+        }
     }
 
     // Scrubbing

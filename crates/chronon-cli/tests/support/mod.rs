@@ -81,9 +81,19 @@ struct Replica {
 impl Cluster {
     /// Makes a cluster; nothing runs yet.
     pub(crate) fn init(name: &str, replicas: usize) -> Cluster {
+        Cluster::made(name, replicas, &["init"])
+    }
+
+    /// Makes a cluster from a backup; nothing runs yet.
+    pub(crate) fn restored(name: &str, replicas: usize, backup: &str) -> Cluster {
+        Cluster::made(name, replicas, &["restore", "--from", backup])
+    }
+
+    fn made(name: &str, replicas: usize, by: &[&str]) -> Cluster {
         let directory = Directory::new(name);
         let dir = directory.path("cluster");
-        let made = chronon(&["init", "--replicas", &replicas.to_string(), "--dir", &dir, "--log-mib", "32"]);
+        let count = replicas.to_string();
+        let made = chronon(&[by, &["--replicas", &count, "--dir", &dir, "--log-mib", "32"]].concat());
         assert!(made.status.success(), "{}", stderr(&made));
         let ports = free_ports(replicas * 3);
         let port = |place: usize| ports[place];
@@ -124,6 +134,10 @@ impl Cluster {
 
     pub(crate) fn clients(&self) -> Vec<String> {
         self.replicas.iter().map(|replica| replica.client.clone()).collect()
+    }
+
+    pub(crate) fn api_of(&self, replica: usize) -> &str {
+        &self.replicas[replica].http
     }
 
     pub(crate) fn api(&self) -> String {

@@ -1,0 +1,194 @@
+//! `chronon backup`: carries a state away. `chronon restore`: makes a new cluster that begins with it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+use chronon_kernel::StateMachine;
+use chronon_server::{CHUNKS, Founding, MANIFEST, Manifest, RestoredState, chunk_of_name};
+use chronon_vsr::Checksum;
+use hyper::Method;
+use serde_json::json;
+
+use crate::api::{ADDRESS_DEFAULT, ADDRESS_VARIABLE, Api, Call};
+use crate::init::{self, ClusterArguments};
+use crate::output::Progress;
+
+/// How often a backup begins again because a chunk was not to be had any more.
+const TRIES: usize = 3;
+
+/// Carry the state of a running cluster away, from any replica
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct BackupArguments {
+    /// Where to: a new or empty directory, or one that holds an earlier backup, of which only what changed is fetched
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+    /// HTTP APIs of replicas, separated by commas; the first that is reached answers
+    #[arg(long, env = ADDRESS_VARIABLE, default_value = ADDRESS_DEFAULT)]
+    api: String,
+    /// How long one answer may take, in seconds
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    timeout: u64,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Make a new cluster that begins with the state of a backup: sinks frozen, open effects in doubt
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct RestoreArguments {
+    /// A directory that `chronon backup` made
+    #[arg(long, value_name = "DIR")]
+    from: PathBuf,
+    #[command(flatten)]
+    cluster: ClusterArguments,
+}
+
+/// Takes a backup.
+pub(crate) fn back_up(arguments: &BackupArguments) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (manifest, fetched) = runtime.block_on(carry_away(arguments))?;
+    let (op, chunks, bytes) = (manifest.op, manifest.chunks.len(), manifest.size());
+    let to = arguments.to.display();
+    if arguments.json {
+        let cluster = &manifest.cluster;
+        let told = json!({
+            "cluster": cluster, "op": op, "chunks": chunks, "bytes": bytes, "fetched": fetched, "to": to.to_string(),
+        });
+        println!("{told}");
+    } else {
+        println!(
+            "the state of op {op} is in {to}: {chunks} chunks, {bytes} bytes; {fetched} chunks were fetched"
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn carry_away(arguments: &BackupArguments) -> anyhow::Result<(Manifest, u64)> {
+    let to = &arguments.to;
+    refuse_other_files(to)?;
+    let chunks = to.join(CHUNKS);
+    fs::create_dir_all(&chunks).with_context(|| format!("can't make {}", chunks.display()))?;
+    let api = Api::new(&arguments.api, Duration::from_secs(arguments.timeout)).reached().await?;
+    let mut fetched = 0;
+    for tries_left in (0..TRIES).rev() {
+        let call = Call { method: Method::POST, ..Call::get("/v1/backups") };
+        let manifest: Manifest = serde_json::from_value(api.call(call).await?)
+            .context("the replica answered with another kind of backup")?;
+        let progress = Progress::new(manifest.chunks.len() as u64);
+        let mut gone = None;
+        for (done, (name, _)) in (1..).zip(&manifest.chunks) {
+            match fetch(&api, &chunks, name).await {
+                Ok(new) => fetched += u64::from(new),
+                // The replica was restarted, perhaps: what is here already stays.
+                Err(error) => {
+                    gone = Some(error);
+                    break;
+                }
+            }
+            progress.acknowledged(done);
+        }
+        match gone {
+            None => {
+                finish(to, &manifest)?;
+                return Ok((manifest, fetched));
+            }
+            Some(error) if tries_left == 0 => return Err(error),
+            Some(_) => {}
+        }
+    }
+    unreachable!("the last try returns")
+}
+
+/// A directory of something else is not made a backup of.
+fn refuse_other_files(to: &Path) -> anyhow::Result<()> {
+    let Ok(entries) = fs::read_dir(to) else { return Ok(()) };
+    for entry in entries {
+        let name = entry?.file_name();
+        let ours = [MANIFEST, CHUNKS].iter().any(|own| name == *own) || name == part_of(MANIFEST).as_str();
+        anyhow::ensure!(
+            ours,
+            "{} holds {}, which is no part of a backup; name another directory",
+            to.display(),
+            name.display()
+        );
+    }
+    Ok(())
+}
+
+/// Fetches a chunk, unless it is here and whole.
+async fn fetch(api: &Api, chunks: &Path, name: &str) -> anyhow::Result<bool> {
+    let id = chunk_of_name(name).with_context(|| format!("{name:?} is no chunk's name"))?;
+    let path = chunks.join(name);
+    if fs::read(&path).is_ok_and(|bytes| Checksum::of_chunk(&bytes) == id) {
+        return Ok(false);
+    }
+    let bytes = api.bytes(&format!("/v1/chunks/{name}")).await?;
+    anyhow::ensure!(Checksum::of_chunk(&bytes) == id, "chunk {name} was damaged on its way");
+    write(chunks, name, &bytes)?;
+    Ok(true)
+}
+
+fn part_of(name: &str) -> String {
+    format!("{name}.part")
+}
+
+/// Puts a file there as a whole, durably.
+fn write(directory: &Path, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
+    let (part, path) = (directory.join(part_of(name)), directory.join(name));
+    let put = || -> std::io::Result<()> {
+        let mut file = fs::File::create(&part)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&part, &path)
+    };
+    put().with_context(|| format!("can't write {}", path.display()))
+}
+
+/// All chunks are there: says so, and removes those of an earlier backup that this one does not need.
+fn finish(to: &Path, manifest: &Manifest) -> anyhow::Result<()> {
+    let sync = |directory: &Path| {
+        let synced = fs::File::open(directory).and_then(|directory| directory.sync_all());
+        synced.with_context(|| format!("can't flush {}", directory.display()))
+    };
+    let chunks = to.join(CHUNKS);
+    sync(&chunks)?;
+    write(to, MANIFEST, &serde_json::to_vec_pretty(manifest)?)?;
+    sync(to)?;
+    let needed: BTreeSet<&str> = manifest.chunks.iter().map(|(name, _)| name.as_str()).collect();
+    for entry in fs::read_dir(&chunks)? {
+        let entry = entry?;
+        if entry.file_name().to_str().is_none_or(|name| !needed.contains(name)) {
+            fs::remove_file(entry.path())
+                .with_context(|| format!("can't remove {}", entry.path().display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes a cluster from a backup.
+pub(crate) fn restore<M: StateMachine>(arguments: &RestoreArguments) -> anyhow::Result<ExitCode> {
+    let from = arguments.from.display();
+    let state = RestoredState::read::<M>(&arguments.from)
+        .with_context(|| format!("nothing is restored from {from}"))?;
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).context("the clock is wrong")?;
+    let seconds = u32::try_from(since.as_secs()).context("the clock is wrong")?;
+    let founding = |count| Founding::draw_restored(count, seconds);
+    let format = |data: &Path, founding: &Founding, replica| Ok(state.format(data, founding, replica)?);
+    let code = init::make(&arguments.cluster, &founding, &format)?;
+    if !arguments.cluster.json {
+        let (doubt, sinks) = state.in_doubt();
+        println!(
+            "it begins with the state of op {}. {doubt} effects are in doubt; {sinks} sinks are frozen:",
+            state.op()
+        );
+        println!(
+            "look with `chronon effects list --state parked`; resolve or retry each, then thaw the sinks, over the API"
+        );
+    }
+    Ok(code)
+}
