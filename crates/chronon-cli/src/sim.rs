@@ -18,7 +18,8 @@ use tally::Tally;
 /// How often progress is told where no bar can be drawn.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
-const EXIT_CODES: &str = "Exit code: 0 all well, 2 safety, 3 liveness, 4 a panic in the code under test.";
+const EXIT_CODES: &str = "Exit code: 0 all well, 2 safety, 3 liveness, 4 a panic in the code under test, 5 so many \
+                          seeds of the default swarm missed an event that they should reach.";
 
 /// Run whole clusters in simulation: one thread, one virtual clock, every kind of fault
 #[derive(Debug, clap::Subcommand)]
@@ -63,6 +64,8 @@ struct Fixed {
 enum WorkloadName {
     /// Transfers between a few accounts, each with a webhook.
     Bank,
+    /// Reads, writes and swaps, whose answers alone must fit one order.
+    Registers,
 }
 
 #[derive(Debug, clap::Args)]
@@ -121,9 +124,18 @@ pub(crate) fn run(command: &SimCommand) -> anyhow::Result<ExitCode> {
 }
 
 impl Fixed {
+    /// Whether the seed decides everything.
+    fn is_default(&self) -> bool {
+        let Fixed { workload, replicas, faults, clients, calls, .. } = self;
+        let seeds_decide = replicas.is_none() && faults.is_none() && clients.is_none() && calls.is_none();
+        seeds_decide && *workload == WorkloadName::Bank
+    }
+
     fn swarm(&self, trace: TraceMode) -> Swarm {
-        let WorkloadName::Bank = self.workload;
-        let swarm = Swarm::bank();
+        let swarm = match self.workload {
+            WorkloadName::Bank => Swarm::bank(),
+            WorkloadName::Registers => Swarm::registers(),
+        };
         Swarm {
             replicas: self.replicas.map(usize::from),
             menu: self.faults,
@@ -159,18 +171,29 @@ fn run_seeds(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
     if arguments.json {
         println!(
             "{}",
-            tally.json(&failures, narrowed.as_ref().map(|narrowed| explain_json(&swarm, narrowed)))
+            tally.json(
+                &failures,
+                narrowed.as_ref().map(|narrowed| explain_json(&arguments.fixed, &swarm, narrowed))
+            )
         );
     } else {
         for failure in &failures {
             println!("{failure}");
         }
         if let Some(narrowed) = &narrowed {
-            println!("{}", explain(&swarm, narrowed));
+            println!("{}", explain(&arguments.fixed, &swarm, narrowed));
         }
         println!("{}", tally.summary(failures.len()));
     }
-    Ok(failures.first().map_or(ExitCode::SUCCESS, exit_code))
+    if let Some(failure) = failures.first() {
+        return Ok(exit_code(failure));
+    }
+    let missed = if arguments.fixed.is_default() { tally.missed() } else { Vec::new() };
+    if missed.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("no seed reached {}: the swarm has a hole", missed.join(", "));
+    Ok(ExitCode::from(5))
 }
 
 fn replay(arguments: &ReplayArguments) -> anyhow::Result<ExitCode> {
@@ -188,7 +211,7 @@ fn replay(arguments: &ReplayArguments) -> anyhow::Result<ExitCode> {
 }
 
 /// The smallest world that was found, which code it ran, and how to run it again.
-fn explain(swarm: &Swarm, narrowed: &Narrowed) -> String {
+fn explain(fixed: &Fixed, swarm: &Swarm, narrowed: &Narrowed) -> String {
     let Narrowed { report, runs, .. } = narrowed;
     let violation = report.failure.as_ref().map(|(_, violation)| violation.to_string()).unwrap_or_default();
     let config = report.config.clients;
@@ -200,20 +223,20 @@ fn explain(swarm: &Swarm, narrowed: &Narrowed) -> String {
         config.clients * config.calls,
         report.menu,
         commit(),
-        rerun(swarm, narrowed),
+        rerun(fixed, swarm, narrowed),
     )
 }
 
-fn explain_json(swarm: &Swarm, narrowed: &Narrowed) -> serde_json::Value {
+fn explain_json(fixed: &Fixed, swarm: &Swarm, narrowed: &Narrowed) -> serde_json::Value {
     serde_json::json!({
         "report": tally::report_json(&narrowed.report),
         "worlds_tried": narrowed.runs,
         "code": commit(),
-        "rerun": rerun(swarm, narrowed),
+        "rerun": rerun(fixed, swarm, narrowed),
     })
 }
 
-fn rerun(swarm: &Swarm, narrowed: &Narrowed) -> String {
+fn rerun(fixed: &Fixed, swarm: &Swarm, narrowed: &Narrowed) -> String {
     #[cfg(feature = "mutations")]
     let broken = mutants::flag(swarm);
     #[cfg(not(feature = "mutations"))]
@@ -221,7 +244,11 @@ fn rerun(swarm: &Swarm, narrowed: &Narrowed) -> String {
         let _ = swarm;
         ""
     };
-    format!("chronon sim replay {}{}{broken} --trace", narrowed.report.seed, narrowed.flags())
+    let workload = match fixed.workload {
+        WorkloadName::Bank => "",
+        WorkloadName::Registers => " --workload registers",
+    };
+    format!("chronon sim replay {}{workload}{}{broken} --trace", narrowed.report.seed, narrowed.flags())
 }
 
 /// Which code ran. The tree that it was built from is asked, if it is still there; otherwise only the version is known.

@@ -65,6 +65,8 @@ pub(crate) struct SimDisk {
     stall: Duration,
     /// Where the newest writes to the WAL went, and how long they were, oldest first.
     recent: VecDeque<(u64, u64)>,
+    /// How often a write to the WAL went below the one before it.
+    wraps: u64,
 }
 
 /// How many of the newest writes to the WAL a disk remembers.
@@ -73,7 +75,15 @@ const RECENT_MAX: usize = 8;
 impl SimDisk {
     pub(crate) fn new(config: DiskConfig, prng: Prng) -> SimDisk {
         let files = File::FIXED.into_iter().map(|file| (file, SimFile::default())).collect();
-        SimDisk { files, config, prng, fail_next: false, stall: Duration::ZERO, recent: VecDeque::new() }
+        SimDisk {
+            files,
+            config,
+            prng,
+            fail_next: false,
+            stall: Duration::ZERO,
+            recent: VecDeque::new(),
+            wraps: 0,
+        }
     }
 
     /// How long a step takes.
@@ -176,6 +186,11 @@ impl SimDisk {
     /// Where the newest writes to the WAL went, and how long they were, oldest first.
     pub(crate) fn recent(&self) -> &VecDeque<(u64, u64)> {
         &self.recent
+    }
+
+    /// How often the WAL has come to its end and begun again.
+    pub(crate) fn wraps(&self) -> u64 {
+        self.wraps
     }
 
     /// Positions of the pages of a file that hold anything but zeros.
@@ -322,6 +337,7 @@ impl Disk for SimDisk {
         assert!(position.is_multiple_of(UNIT as u64));
         assert!(bytes.len().is_multiple_of(UNIT));
         if file == File::Wal {
+            self.wraps += u64::from(self.recent.back().is_some_and(|(before, _)| position < *before));
             self.recent.push_back((position, bytes.len() as u64));
             if RECENT_MAX < self.recent.len() {
                 self.recent.pop_front();

@@ -10,6 +10,7 @@ mod checker;
 mod client;
 mod clock;
 mod config;
+pub mod coverage;
 mod crowd;
 mod determinism;
 mod disk;
@@ -19,6 +20,7 @@ mod narrow;
 mod network;
 mod plot;
 mod process;
+mod registers;
 mod scenario;
 mod simulation;
 mod sink;
@@ -28,9 +30,10 @@ mod workload;
 mod world;
 
 pub use bank::BankWorkload;
+pub use checker::linear;
 pub use checker::{
-    Checker, Checkpoints, Commits, Committed, Completed, Effects, GateWatch, History, Promises, Results,
-    Violation,
+    Begun, Checker, Checkpoints, Commits, Committed, Completed, Effects, GateWatch, History, Promises,
+    Results, Violation,
 };
 pub use chronon_vsr::{Duration, Prng};
 pub use client::{CallId, CallKind, ClientConfig};
@@ -42,6 +45,7 @@ pub use event::Fault;
 pub use model::SinkModel;
 pub use narrow::Narrowed;
 pub use network::{Envelope, Fate, NetworkConfig};
+pub use registers::{RegisterWorkload, Registers, Set};
 pub use scenario::{ALL, Cluster, Hand, Prepare, R0, R1, R2, R3, R4, R5, Target};
 pub use simulation::{Deed, End, Found, Simulation};
 pub use sink::{Act, Sink, SinkBehaviour, SinkKind};

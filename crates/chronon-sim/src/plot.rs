@@ -280,7 +280,8 @@ impl Stage<'_> {
         }
         self.world.inflict(Fault::Kill(victim));
         for _ in 0..self.prng.between(1, 4) {
-            self.world.rot_tail(victim, Rotten::Anything, self.prng.next_u64());
+            let what = if self.prng.chance(1, 2) { Rotten::Anything } else { Rotten::Entry };
+            self.world.rot_tail(victim, what, self.prng.next_u64());
         }
         self.mend();
         self.world.inflict(Fault::Start(victim));
@@ -332,9 +333,9 @@ impl Stage<'_> {
 
     fn dam(&mut self) -> Played {
         let mut own = self.prng.fork();
-        let longest = self.prng.between(20, 500);
+        let longest = self.prng.between(50, 1_500);
         self.world.network.set_filter(Some(Box::new(move |envelope| match envelope.message.payload {
-            Payload::PrepareOk { .. } if own.chance(3, 4) => {
+            Payload::PrepareOk { .. } if own.chance(7, 8) => {
                 Fate::Delay(Duration::from_millis(own.below(longest)))
             }
             _ => Fate::Pass,
@@ -392,6 +393,8 @@ impl Stage<'_> {
 pub(crate) enum Rotten {
     /// The header of the group that was written so many groups before the last.
     Header,
+    /// A bit of the body of one of the newest entries.
+    Entry,
     /// Any bit.
     Anything,
 }
@@ -404,12 +407,22 @@ impl World {
         if recent.is_empty() {
             return;
         }
-        let (back, within) = match what {
-            Rotten::Header => (which as usize, self.prng.below(crate::UNIT as u64)),
-            Rotten::Anything => ((which % 4) as usize, self.prng.next_u64()),
+        let group = |back: usize| recent[recent.len() - 1 - back.min(recent.len() - 1)];
+        let place = match what {
+            Rotten::Header => group(which as usize).0 + self.prng.below(crate::UNIT as u64),
+            Rotten::Anything => {
+                let (position, length) = group((which % 4) as usize);
+                position + self.prng.below(length)
+            }
+            Rotten::Entry => {
+                let newest = self.commits.head().value();
+                let op = chronon_vsr::Op::new(newest.saturating_sub(which % 4));
+                let Some(committed) = self.commits.get(op) else { return };
+                let places = self.machines[at].disk.find(File::Wal, committed.entry.body());
+                let Some(place) = places.last() else { return };
+                *place
+            }
         };
-        let (position, length) = recent[recent.len() - 1 - back.min(recent.len() - 1)];
-        let place = position + within % length;
         self.note(Who::Fault, place, || format!("R{replica}'s WAL rots at {place}"));
         self.promises.on_damage(replica);
         self.machines[at].disk.flip(File::Wal, place, (which % 8) as u8);

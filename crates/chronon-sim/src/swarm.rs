@@ -7,12 +7,13 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use chronon_kernel::{EffectFilter, Parked, RequestResult};
 use chronon_vsr::{Duration, Instant, Mutations, Prng, ReplicaId, Ring};
 
 use crate::plot::Plot;
 use crate::{
-    BankWorkload, Checker, ClientConfig, Config, DiskConfig, Fault, NetworkConfig, Pace, SinkBehaviour,
-    Trace, TraceMode, Violation, Workload, World,
+    BankWorkload, Checker, ClientConfig, Config, DiskConfig, Fault, NetworkConfig, Pace, RegisterWorkload,
+    SinkBehaviour, Trace, TraceMode, Violation, Workload, World,
 };
 
 /// The safety phase ends at this world time, whatever the clients have left to do.
@@ -309,6 +310,11 @@ impl Swarm {
         Swarm { body_size_max: 8 * 1024, ..Swarm::of(|prng| Box::new(BankWorkload::draw(prng))) }
     }
 
+    /// The default swarm of registers, whose histories are judged by what clients saw alone.
+    pub fn registers() -> Swarm {
+        Swarm { body_size_max: 8 * 1024, ..Swarm::of(|prng| Box::new(RegisterWorkload::draw(prng))) }
+    }
+
     /// Runs one seed.
     pub fn run_seed(&self, seed: u64) -> Report {
         let mut run = Run::draw(self, seed);
@@ -360,6 +366,9 @@ impl Swarm {
             let name = text.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
             *coverage.entry(name.to_owned()).or_insert(0) += 1;
         }
+        for (what, times) in outcomes(&world) {
+            *coverage.entry(what.to_owned()).or_insert(0) += times;
+        }
         let trace: &Trace = world.trace();
         Report {
             failure,
@@ -392,6 +401,38 @@ impl Swarm {
         }
         failures
     }
+}
+
+/// What the run's end shows to have happened.
+fn outcomes(world: &World) -> Vec<(&'static str, u64)> {
+    let mut outcomes: Vec<(&'static str, u64)> =
+        world.reached().iter().map(|(what, times)| (*what, *times)).collect();
+    outcomes.push(("LogWrapped", world.machines.iter().map(|machine| machine.disk.wraps()).sum()));
+    outcomes.push(("SinkFenced", world.sinks().values().map(crate::Sink::fenced).sum()));
+    let repeats = world
+        .results()
+        .all()
+        .filter(|(at, result)| matches!(result, RequestResult::Replied { at: first, .. } if first != at));
+    outcomes.push(("RepeatAnswered", repeats.count() as u64));
+    let engines = world.replicas().into_iter().filter_map(|replica| world.engine(replica));
+    if let Some(engine) = engines.max_by_key(|engine| engine.applied()) {
+        let status = engine.status();
+        outcomes.push(("EffectDelivered", status.delivered));
+        outcomes.push(("EffectFailed", status.failed));
+        let keyed = world.results().keys_applied() as u64;
+        outcomes.push(("KeyExpired", keyed.saturating_sub(status.keys)));
+        for view in engine.effects(&EffectFilter::default(), None, usize::MAX) {
+            let what = match view.parked {
+                Some(Parked::InDoubt) if view.contract.claims() => "ClaimInDoubt",
+                Some(Parked::InDoubt) => "EffectInDoubt",
+                Some(Parked::Exhausted) => "EffectExhausted",
+                None => continue,
+            };
+            outcomes.push((what, 1));
+        }
+    }
+    outcomes.retain(|(_, times)| *times != 0);
+    outcomes
 }
 
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
@@ -501,6 +542,7 @@ impl Run {
             };
         }
         Run::draw_ring(swarm, seed, &mut config);
+        Run::draw_limits(seed, &mut config);
         let victim = ReplicaId::new(prng.below(replicas as u64) as u8);
         let fault_mean = Duration::from_millis(prng.between(20, 1_500));
         Run { config, menu, prng, fault_mean, victim, faults: 0 }
@@ -519,6 +561,18 @@ impl Run {
         config.ring = Ring { log, checkpoint_interval, slack, charge_max };
         let longest = if prng.chance(1, 4) { 100_000 } else { 2_000 };
         config.pace.checkpoint = Duration::from_micros(prng.between(10, longest));
+    }
+
+    /// Sessions and keys so few that some are evicted, from a source of their own.
+    fn draw_limits(seed: u64, config: &mut Config) {
+        let mut prng = Prng::new(seed ^ 0x5e55_1045_0000_0000);
+        if prng.chance(1, 3) {
+            config.engine.sessions_max = prng.between(2, u64::from(config.clients.clients) + 2) as usize;
+        }
+        if prng.chance(1, 3) {
+            config.engine.key_kept = Duration::from_secs(prng.between(3, 12));
+            config.engine.key_kept_min = config.engine.key_kept / 2;
+        }
     }
 
     /// Under faults, until the clients are done or time is up.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use chronon_kernel::{AbortReason, Attempt, Engine, EngineOptions, RequestId, SinkName, SinkSpec};
 use chronon_vsr::Prng;
 
-use crate::{Sink, SinkBehaviour, SinkKind};
+use crate::{Begun, Completed, Sink, SinkBehaviour, SinkKind};
 
 /// A machine and the life around it. Implement it for your own machine to run that in the simulator.
 pub trait Workload {
@@ -52,6 +52,12 @@ pub trait Workload {
     /// An effect in words, for traces.
     fn describe_effect(&self, effect: &[u8]) -> String {
         format!("an effect of {} bytes", effect.len())
+    }
+
+    /// Whether what clients saw fits together, whatever the log says: calls that ended well, in the order of their
+    /// answers, and those whose end nobody heard.
+    fn check_history(&self, _completed: &[Completed], _unended: &[Begun]) -> Result<(), String> {
+        Ok(())
     }
 
     /// What must be true of the machine when all is quiet.

@@ -79,6 +79,7 @@ pub struct World {
     pub(crate) effects: Effects,
     pub(crate) gate_watch: GateWatch,
     pub(crate) promises: Promises,
+    reached: BTreeMap<&'static str, u64>,
     violation: Option<Violation>,
     front_outputs: Vec<FrontOutput>,
 }
@@ -156,6 +157,7 @@ impl World {
             effects: Effects::new(Lineage(lineage)),
             gate_watch: GateWatch::default(),
             promises: Promises::new(config.replicas),
+            reached: BTreeMap::new(),
             violation: None,
             front_outputs: Vec::new(),
         };
@@ -190,6 +192,16 @@ impl World {
     /// Every protocol event of every replica so far, with its world time.
     pub fn events(&self) -> &[(Instant, ReplicaId, chronon_vsr::Event)] {
         &self.events
+    }
+
+    /// What happened besides events of the protocol, and how often.
+    pub fn reached(&self) -> &BTreeMap<&'static str, u64> {
+        &self.reached
+    }
+
+    /// Something happened that a batch of seeds should reach.
+    pub(crate) fn reach(&mut self, what: &'static str) {
+        *self.reached.entry(what).or_default() += 1;
     }
 
     /// The log, as the judge of commits saw it.

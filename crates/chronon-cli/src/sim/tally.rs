@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
-use chronon_sim::Report;
+use chronon_sim::{Report, coverage};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
@@ -86,6 +86,11 @@ impl Tally {
         }
     }
 
+    /// What so many seeds should have reached and did not; nothing for a batch that is too small to tell.
+    pub(super) fn missed(&self) -> Vec<&'static str> {
+        if self.runs < coverage::BATCH_MIN { Vec::new() } else { coverage::unreached(&self.reached) }
+    }
+
     /// For people.
     pub(super) fn summary(&self, failures: usize) -> String {
         let mut text = format!(
@@ -110,6 +115,7 @@ impl Tally {
             "seconds": self.took.as_secs_f64(),
             "seeds_per_minute": per_minute(self.runs, self.took),
             "events_reached": self.reached,
+            "events_missed": self.missed(),
             "failures": failures.iter().map(report_json).collect::<Vec<_>>(),
             "smallest": smallest,
         })

@@ -29,10 +29,21 @@ pub struct Completed {
     pub answer: Answer,
 }
 
+/// A call whose end nobody heard.
+#[derive(Clone, Debug)]
+pub struct Begun {
+    /// What was asked.
+    pub kind: CallKind,
+    /// When it was asked, in world time.
+    pub invoked: Instant,
+}
+
 /// Watches the clients.
 #[derive(Debug, Default)]
 pub struct History {
     completed: Vec<Completed>,
+    /// Calls that have not ended: under way, or given up without knowing.
+    begun: BTreeMap<CallId, Begun>,
     answers: BTreeMap<CallId, RequestResult>,
     /// The newest op that anybody has been told of.
     floor: Op2,
@@ -62,8 +73,14 @@ impl History {
         &self.completed
     }
 
+    /// Every call whose end nobody heard.
+    pub fn unended(&self) -> impl Iterator<Item = &Begun> {
+        self.begun.values()
+    }
+
     /// A client begins a call.
-    pub(crate) fn on_called(&mut self, kind: &CallKind) {
+    pub(crate) fn on_called(&mut self, now: Instant, id: CallId, kind: &CallKind) {
+        self.begun.insert(id, Begun { kind: kind.clone(), invoked: now });
         if let CallKind::Command { origin: Origin::Key { principal, key }, .. } = kind {
             *self.keys.entry((principal.clone(), key.clone())).or_default() += 1;
         }
@@ -140,6 +157,7 @@ impl History {
             return Err(Violation::new(Checker::Linearizability, what));
         }
         self.floor.0 = self.floor.0.max(op);
+        self.begun.remove(&call.id);
         self.completed.push(Completed {
             call: call.id,
             kind: call.kind.clone(),
@@ -153,6 +171,8 @@ impl History {
 
     /// A client gave a call up because every attempt of it was "not executed".
     pub(crate) fn on_never(&mut self, call: &Call) {
+        // It is known not to have happened.
+        self.begun.remove(&call.id);
         if let CallKind::Command { origin, .. } = &call.kind {
             self.never.push(origin.clone());
         }

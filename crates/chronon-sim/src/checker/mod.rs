@@ -5,6 +5,7 @@ mod commits;
 mod effects;
 mod gate;
 mod history;
+pub mod linear;
 mod promises;
 mod results;
 
@@ -14,7 +15,7 @@ pub use checkpoints::Checkpoints;
 pub use commits::{Commits, Committed};
 pub use effects::Effects;
 pub use gate::GateWatch;
-pub use history::{Completed, History};
+pub use history::{Begun, Completed, History};
 pub use promises::Promises;
 pub use results::Results;
 

@@ -64,6 +64,11 @@ impl Results {
         self.origins.len()
     }
 
+    /// How many commands were applied under an Idempotency-Key.
+    pub fn keys_applied(&self) -> usize {
+        self.origins.keys().filter(|origin| matches!(origin, OriginKey::Key(..))).count()
+    }
+
     /// Every result of every op, in order.
     pub fn all(&self) -> impl Iterator<Item = (RequestId, &RequestResult)> {
         self.ops.iter().enumerate().flat_map(|(at, executed)| {

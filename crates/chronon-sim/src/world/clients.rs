@@ -99,7 +99,7 @@ impl World {
         self.trace.note(self.now, Who::Client(number), salt_of(&bytes), || {
             format!("{id} calls {}", in_words(&kind, &*self.workload))
         });
-        self.history.on_called(&kind);
+        self.history.on_called(self.now, id, &kind);
         let call = Call {
             id,
             kind,
@@ -146,7 +146,8 @@ impl World {
                 let at = index(target);
                 self.schedule(delay, Event::ClientArrive { client: number, call, token, at });
             }
-            self.schedule(config.patience, Event::ClientTimeout { client: number, call, token });
+            let patience = patience(config.patience, self.attempts(number));
+            self.schedule(patience, Event::ClientTimeout { client: number, call, token });
         }
     }
 
@@ -166,7 +167,7 @@ impl World {
         if self.deferred(at, || Event::ClientArrive { client: number, call: id, token, at }) {
             return;
         }
-        let patience = self.config().clients.patience;
+        let patience = patience(self.config().clients.patience, self.attempts(number));
         let Some(call) = &self.clients[number as usize].call else { return };
         if call.id != id {
             return;
@@ -255,6 +256,7 @@ impl World {
             }
             RequestResult::Refused(Refusal::Busy(_)) => self.client_not_executed(number),
             RequestResult::Refused(Refusal::SessionEvicted) => {
+                self.reach("SessionEvicted");
                 // What became of the call is unknown for ever; the client goes on under a new session.
                 let client = &mut self.clients[number as usize];
                 client.session = None;
@@ -299,6 +301,12 @@ impl World {
         if !call.tokens.is_empty() {
             return;
         }
+        // Whoever asks under a key that may be forgotten soon would ask for something new.
+        let is_keyed = matches!(call.kind, CallKind::Command { origin: Origin::Key { .. }, .. });
+        if is_keyed && self.config().engine.key_kept < 3 * self.now().since(call.invoked) {
+            self.clients[number as usize].call = None;
+            return self.client_thinks(number);
+        }
         let (id, attempts) = (call.id, call.attempts);
         let pause = (Duration::from_millis(2) * attempts).min(RETRY_MAX);
         let pause = pause + exponential(&mut self.prng, Duration::from_millis(1));
@@ -314,9 +322,19 @@ impl World {
         self.clients[number as usize].target = target;
     }
 
+    /// How often the call under way was sent.
+    fn attempts(&self, number: u32) -> u32 {
+        self.clients[number as usize].call.as_ref().map_or(0, |call| call.attempts)
+    }
+
     fn call_of(&mut self, number: u32, id: CallId) -> Option<&mut Call> {
         self.clients[number as usize].call.as_mut().filter(|call| call.id == id)
     }
+}
+
+/// Clients that never waited longer than the last time would bring an overloaded cluster down for good.
+fn patience(first: Duration, attempts: u32) -> Duration {
+    first * (1 << (attempts / 3).min(5))
 }
 
 fn encode(kind: &CallKind) -> Vec<u8> {

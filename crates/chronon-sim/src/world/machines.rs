@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use chronon_kernel::{Answer, EngineOptions, Lineage};
 use chronon_node::{Back, Front, Gate};
-use chronon_storage::{Expect, Identity, Vault};
+use chronon_storage::{Expect, File, Identity, Step, Vault};
 use chronon_vsr::{Duration, Epoch, Member, Membership, Options, Release, Verdict, VsrState};
 
 use crate::event::{Event, Fault};
@@ -130,6 +130,12 @@ impl World {
         }));
         self.judge(verdict);
         self.judge(kept);
+        if recovered.entries.iter().any(|found| found.verdict == Verdict::Faulty) {
+            self.reach("DamagedEntryFound");
+        }
+        if recovered.uncertain_from.is_some() {
+            self.reach("HeadUncertain");
+        }
         self.drain_front(at);
         self.drain_back(at);
     }
@@ -140,8 +146,10 @@ impl World {
         machine.life += 1;
         machine.paused = false;
         machine.deferred.clear();
+        let mut torn = false;
         for running in process.jobs.values() {
             if let Some(step) = running.steps.front() {
+                torn |= matches!(step, Step::Write { file: File::Wal, .. });
                 machine.disk.interrupt(step);
             }
         }
@@ -149,6 +157,9 @@ impl World {
             machine.disk.interrupt(step);
         }
         let id = machine.id;
+        if torn {
+            self.reach("TornTail");
+        }
         // What has left goes on outside; nobody waits for its end any more.
         self.out_calls.retain(|_, out_call| out_call.at != at);
         for (token, (client, call)) in process.tokens {

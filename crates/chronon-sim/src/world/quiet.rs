@@ -57,6 +57,10 @@ impl World {
     /// own invariant holds, and log, results and ledgers tell one story.
     pub fn check_quiet(&self) -> Result<(), Violation> {
         self.history.check_end(&self.results)?;
+        let unended: Vec<_> = self.history.unended().cloned().collect();
+        self.workload
+            .check_history(self.history.completed(), &unended)
+            .map_err(|what| Violation::new(Checker::Linearizability, what))?;
         // The code under test, broken or not: a judge that had a sound copy of it would see what no judge can.
         let mut engine = self.workload.engine(self.engine_options());
         let mut reads: BTreeMap<Op, Vec<_>> = BTreeMap::new();

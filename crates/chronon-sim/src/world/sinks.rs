@@ -18,12 +18,16 @@ impl World {
         let (id, local) = (machine.id, machine.clock.now(self.now()).monotonic);
         let process = machine.process.as_ref().expect("the caller saw that it is alive");
         if !process.gate.passes(attempt.stamp, local) {
+            self.reach("GateRefused");
             return self.give_back(at, ended(&attempt, AttemptEnd::Abandoned));
         }
         self.note(Who::Replica(id), salt_of(attempt.key.as_str().as_bytes()), || {
             let Attempt { kind, number, effect, sink, stamp, .. } = &*attempt;
             format!("starts {kind:?} {} of {effect} at {sink} under {stamp}", number.0)
         });
+        if 1 < attempt.number.0 {
+            self.reach("EffectRetried");
+        }
         let verdict = self.gate_watch.on_passed(self.now(), id, attempt.stamp);
         self.judge(verdict);
         let Some(sink) = self.sinks.get_mut(&attempt.sink) else {

@@ -45,3 +45,22 @@ fn a_seed_that_is_run_twice_tells_the_same_story_byte_for_byte() {
         assert_eq!(quick.fingerprint, one.fingerprint);
     }
 }
+
+#[test]
+fn what_clients_see_of_registers_fits_one_order() {
+    let failures = Swarm::registers().run_seeds(0..12, |_| true);
+    let said: Vec<String> = failures.iter().map(ToString::to_string).collect();
+    assert!(failures.is_empty(), "{}", said.join("\n"));
+}
+
+#[cfg(feature = "mutations")]
+#[test]
+fn registers_that_are_read_without_asking_are_caught_by_what_clients_saw() {
+    use chronon_sim::Checker;
+    use chronon_vsr::{Mutation, Mutations};
+    let mutations = Mutations::broken(Mutation::BackupReadsAlone);
+    let swarm = Swarm { mutations, ..Swarm::registers() };
+    let failures = swarm.run_seeds(0..200, |report| report.failure.is_none());
+    let (_, violation) = failures.first().and_then(|first| first.failure.clone()).expect("somebody notices");
+    assert_eq!(violation.checker, Checker::Linearizability, "{violation}");
+}

@@ -1,0 +1,44 @@
+//! What a batch of seeds must have reached: a swarm that never sees an event proves nothing about it.
+
+use std::collections::BTreeMap;
+
+/// Events that every batch of [`BATCH_MIN`] seeds of the default swarm reaches: those of the protocol by the name of their
+/// [`chronon_vsr::Event`], the others by names of their own.
+pub const EXPECTED: [&str; 28] = [
+    "Abdicated",
+    "CheckpointDurable",
+    "ClaimInDoubt",
+    "ClockDegraded",
+    "DamagedEntryFound",
+    "EffectDelivered",
+    "EffectExhausted",
+    "EffectFailed",
+    "EffectRetried",
+    "EntryRepaired",
+    "FirstCommitReached",
+    "Forfeited",
+    "GateRefused",
+    "HeadUncertain",
+    "KeyExpired",
+    "LogTruncated",
+    "LogWrapped",
+    "MessageDropped",
+    "PrimaryStarted",
+    "ReadRoundConfirmed",
+    "RepeatAnswered",
+    "SessionEvicted",
+    "SyncStarted",
+    "Synced",
+    "TornTail",
+    "ViewAdopted",
+    "ViewChangeStarted",
+    "ViewChangeVoted",
+];
+
+/// So many seeds reach everything, or something is wrong with the swarm.
+pub const BATCH_MIN: u64 = 300;
+
+/// What of all that no seed of a batch reached.
+pub fn unreached(reached: &BTreeMap<String, u64>) -> Vec<&'static str> {
+    EXPECTED.into_iter().filter(|event| !reached.contains_key(*event)).collect()
+}
