@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use chronon_kernel::{Engine, Frozen, Put};
 use chronon_node::{Room, VaultReport, VaultTask};
-use chronon_storage::{ChunkDamage, ChunkList, DataDirectory, Disk, Step, Vault, perform};
+use chronon_storage::{ChunkDamage, ChunkList, DataDirectory, Disk, File, Step, Vault, perform};
 use chronon_vsr::{Checkpoint, Checksum, Instant, OpRef, ReplicaId, Ring, Role};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
@@ -301,7 +301,20 @@ impl VaultThread {
 
     /// Runs until the replica stops.
     pub(crate) fn run(mut self) {
+        self.give_back_room();
         let Err(Closed) = self.work();
+    }
+
+    /// What an earlier process set aside and did not use: a crash leaves it behind the end of its file.
+    fn give_back_room(&mut self) {
+        let disk = &mut self.parts.disk;
+        for pack in disk.packs().unwrap_or_default() {
+            let file = File::Pack(pack);
+            // It costs room, and nothing else.
+            if let Err(error) = disk.size(file).and_then(|size| disk.truncate(file, size)) {
+                warn!(%error, "room that is set aside behind a file can't be given back");
+            }
+        }
     }
 
     fn work(&mut self) -> Result<std::convert::Infallible, Closed> {

@@ -17,6 +17,7 @@ struct State {
     on: bool,
     powerless: bool,
     full: bool,
+    holds_reads: bool,
     held: usize,
 }
 
@@ -56,12 +57,21 @@ impl Brake {
         self.state.lock().unwrap().full = full;
     }
 
+    /// Whether chunks of checkpoints are read only later.
+    pub(crate) fn hold_reads(&self, hold: bool) {
+        self.state.lock().unwrap().holds_reads = hold;
+        self.changed.notify_all();
+    }
+
     /// The hook of a disk: flushes wait while the brake is on, and nothing happens without power.
     pub(crate) fn before_disk(&self, operation: Operation) -> io::Result<()> {
         if let Operation::Flush { .. } = operation {
             self.pass();
         }
-        let state = self.state.lock().unwrap();
+        let mut state = self.state.lock().unwrap();
+        if let Operation::Read { file: File::Pack(_), .. } = operation {
+            state = self.changed.wait_while(state, |state| state.holds_reads && !state.powerless).unwrap();
+        }
         if state.powerless {
             return Err(io::Error::other("the power is gone"));
         }

@@ -55,11 +55,8 @@ async fn a_single_replica_takes_many_times_what_its_log_holds_through_power_cuts
     takes_many_times_its_log(1).await;
 }
 
-/// What it missed is in nobody's log any more, and the others don't stop for it.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_replica_that_was_away_for_long_is_brought_back_under_load() {
-    let mut cluster = Cluster::start(small(3)).await;
-    let load = Load::heavy(&cluster, 0);
+/// Stops a replica under load until what it missed is in nobody's log any more, and starts it again.
+async fn left_behind(cluster: &mut Cluster, load: &Load) -> (u8, u64) {
     load.more(FILLS).await;
     let away = (cluster.primary().await + 1) % 3;
     let left_at = cluster.status(away).await.op;
@@ -69,18 +66,99 @@ async fn a_replica_that_was_away_for_long_is_brought_back_under_load() {
         left_at < cluster.status(primary).await.log_start
     })
     .await;
-    cluster.start_one(away).await;
+    (away, left_at)
+}
+
+async fn caught_up(cluster: &Cluster, away: u8, left_at: u64) {
     eventually("it has caught up with the others", async || {
         let primary = cluster.status(cluster.primary().await).await;
         let own = cluster.status(away).await;
         primary.checkpoint <= own.checkpoint && left_at < own.applied
     })
     .await;
+    assert!(0 < cluster.counter(away, "chunks_fetched").await);
+    assert!(0 < cluster.count("chunks_served").await);
+}
+
+/// The others don't stop for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_was_away_for_long_is_brought_back_under_load() {
+    let mut cluster = Cluster::start(small(3)).await;
+    let load = Load::heavy(&cluster, 0);
+    let (away, left_at) = left_behind(&mut cluster, &load).await;
+    cluster.start_one(away).await;
+    caught_up(&cluster, away, left_at).await;
     load.more(FILLS).await;
     let told = load.stop().await;
     told.assert_kept(&cluster.books().await);
-    assert!(0 < cluster.counter(away, "chunks_fetched").await);
-    assert!(0 < cluster.count("chunks_served").await);
+}
+
+/// No new op shows it the way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_was_away_for_long_is_brought_back_to_an_idle_cluster() {
+    let mut cluster = Cluster::start(small(3)).await;
+    let load = Load::heavy(&cluster, 0);
+    let (away, left_at) = left_behind(&mut cluster, &load).await;
+    let told = load.stop().await;
+    cluster.start_one(away).await;
+    caught_up(&cluster, away, left_at).await;
+    told.assert_kept(&cluster.books().await);
+}
+
+/// Its own disk gives chunks back more slowly than any patience lasts. It loses no view and fetches nothing twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_that_takes_longer_than_every_time_out_to_install_is_installed_in_the_end() {
+    let mut cluster = Cluster::start(small(3)).await;
+    let load = Load::heavy(&cluster, 0);
+    let (away, left_at) = left_behind(&mut cluster, &load).await;
+    let told = load.stop().await;
+    let view = cluster.status(cluster.primary().await).await.view;
+    cluster.start_one(away).await;
+    eventually("it fetches", async || 0 < cluster.counter(away, "chunks_fetched").await).await;
+    cluster.disk(away).hold_reads(true);
+    let slow = Load::steady(&cluster, cluster.primary().await);
+    slow.go_on(std::time::Duration::from_secs(5)).await;
+    cluster.disk(away).hold_reads(false);
+    caught_up(&cluster, away, left_at).await;
+    let later = slow.stop().await;
+    let books = cluster.books().await;
+    told.assert_kept(&books);
+    later.assert_kept(&books);
+    assert_eq!(cluster.status(cluster.primary().await).await.view, view);
+    let fetched = cluster.counter(away, "chunks_fetched").await;
+    assert!(fetched < 64, "{fetched} chunks were fetched");
+}
+
+/// Sessions and keys are part of a checkpoint: the op that a repeat asks for is in no log any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_after_a_checkpoint_and_a_restart_of_all_replicas_gets_the_same_answer() {
+    let mut cluster = Cluster::start(small(3)).await;
+    let command = r#"{"send":18446744073709551615}"#;
+    let first = cluster.submit_under_key(0, "key", command).await;
+    let op = first["op"].as_u64().unwrap();
+    let load = Load::heavy(&cluster, 0);
+    eventually("every log has let go of it", async || {
+        for replica in cluster.replicas() {
+            if cluster.status(replica).await.log_start <= op {
+                return false;
+            }
+        }
+        true
+    })
+    .await;
+    load.stop().await;
+    assert_eq!(cluster.submit_under_key(1, "key", command).await, first);
+    cluster.cut_power(&[0, 1, 2]);
+    for replica in cluster.replicas() {
+        cluster.start_one(replica).await;
+    }
+    for replica in cluster.replicas() {
+        eventually("it is answered again", async || {
+            cluster.submit_under_key(replica, "key", command).await == first
+        })
+        .await;
+    }
+    cluster.books().await;
 }
 
 /// Until the next checkpoint can be written the log takes what it has room for, then says so; nothing is lost.

@@ -310,6 +310,18 @@ impl Cluster {
         serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 
+    /// What a replica answers to a command under an idempotency key.
+    pub(crate) async fn submit_under_key(&self, replica: u8, key: &str, command: &str) -> serde_json::Value {
+        let port = self.ports[usize::from(replica)][2];
+        let headers = format!("content-type: application/json\r\nidempotency-key: {key}\r\n");
+        let command = command.to_owned();
+        let text =
+            tokio::task::spawn_blocking(move || request(port, "POST", "/v1/commands", &headers, &command));
+        let text = text.await.unwrap();
+        let (_, body) = text.split_once("\r\n\r\n").unwrap();
+        serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
     /// Asks a replica for something with a POST that has no body, and asserts that it is done.
     pub(crate) async fn post(&self, replica: u8, path: &str) {
         let (port, path) = (self.ports[usize::from(replica)][2], path.to_owned());
