@@ -9,6 +9,7 @@ mod config;
 mod demo;
 mod founding;
 mod init;
+mod inspect;
 mod local;
 mod operate;
 mod output;
@@ -42,6 +43,7 @@ enum Command {
     Effects(operate::EffectsCommand),
     #[command(subcommand)]
     Sinks(operate::SinksCommand),
+    Inspect(inspect::InspectArguments),
     #[command(subcommand)]
     Bench(bench::BenchCommand),
     #[command(subcommand)]
@@ -81,6 +83,7 @@ fn carry_out<M: StateMachine>(command: Command) -> anyhow::Result<ExitCode> {
         Command::Query(arguments) => operate::query(&arguments),
         Command::Effects(command) => operate::effects(&command),
         Command::Sinks(command) => operate::sinks(&command),
+        Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Bench(command) => bench::run(&command),
         Command::Sim(command) => sim::run(&command),
         Command::InternalReplica(arguments) => {

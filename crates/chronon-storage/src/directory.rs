@@ -11,7 +11,7 @@ use rustix::fs::FallocateFlags;
 use crate::buffer::Buffer;
 use crate::{Disk, File, FormatError, OpenError};
 
-const LOCK_NAME: &str = "lock";
+pub(crate) const LOCK_NAME: &str = "lock";
 
 /// What `O_DIRECT` asks of positions, lengths and memory.
 const ALIGNMENT: usize = 4096;
@@ -117,8 +117,9 @@ pub struct RealDisk {
     scratch: Buffer,
 }
 
+/// A file of a data directory, open.
 #[derive(Debug)]
-struct OpenFile {
+pub(crate) struct OpenFile {
     file: fs::File,
     path: PathBuf,
     /// Whether the page cache is passed by.
@@ -129,9 +130,16 @@ struct OpenFile {
 
 impl OpenFile {
     fn open(path: &Path) -> io::Result<OpenFile> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true);
-        let plain = options.clone();
+        OpenFile::open_with(path, OpenOptions::new().read(true).write(true))
+    }
+
+    /// To read it, and never to write.
+    pub(crate) fn open_to_read(path: &Path) -> io::Result<OpenFile> {
+        OpenFile::open_with(path, OpenOptions::new().read(true))
+    }
+
+    fn open_with(path: &Path, options: &OpenOptions) -> io::Result<OpenFile> {
+        let (plain, mut options) = (options, options.clone());
         let flags = i32::try_from(rustix::fs::OFlags::DIRECT.bits()).map_err(io::Error::other)?;
         // Some filesystems (tmpfs of older kernels, overlays) refuse the flag, others take it and refuse to read.
         let direct = options.custom_flags(flags).open(path).ok().filter(|file| {
@@ -153,6 +161,44 @@ impl OpenFile {
     fn name_error(&self, doing: &str, error: &io::Error) -> io::Error {
         named(doing, &self.path, error)
     }
+
+    /// Whether this memory can't be read or written as it is.
+    fn needs_scratch(&self, memory: &[u8]) -> bool {
+        self.direct && memory.as_ptr().align_offset(ALIGNMENT) != 0
+    }
+
+    pub(crate) fn read(&self, position: u64, buffer: &mut [u8], scratch: &mut Buffer) -> io::Result<()> {
+        let result = if self.needs_scratch(buffer) {
+            let scratch = fitted(scratch, buffer.len());
+            self.file.read_exact_at(scratch.as_mut(), position).map(|()| buffer.copy_from_slice(scratch))
+        } else {
+            self.file.read_exact_at(buffer, position)
+        };
+        result.map_err(|error| self.name_error("read", &error))
+    }
+
+    fn write(&self, position: u64, bytes: &[u8], scratch: &mut Buffer) -> io::Result<()> {
+        let result = if self.needs_scratch(bytes) {
+            let scratch = fitted(scratch, bytes.len());
+            scratch.as_mut().copy_from_slice(bytes);
+            self.file.write_all_at(scratch, position)
+        } else {
+            self.file.write_all_at(bytes, position)
+        };
+        result.map_err(|error| self.name_error("write", &error))
+    }
+
+    pub(crate) fn size(&self) -> io::Result<u64> {
+        let metadata = self.file.metadata().map_err(|error| self.name_error("look at", &error))?;
+        Ok(metadata.len())
+    }
+}
+
+fn fitted(scratch: &mut Buffer, length: usize) -> &mut Buffer {
+    if scratch.len() != length {
+        *scratch = Buffer::zeroed(length);
+    }
+    scratch
 }
 
 impl RealDisk {
@@ -202,48 +248,38 @@ impl RealDisk {
         };
         (open, scratch)
     }
-
-    /// A file, and scratch memory of this length if the caller's can't be used for direct I/O.
-    fn file(&mut self, file: File, memory: &[u8]) -> io::Result<(&OpenFile, Option<&mut Buffer>)> {
-        self.open_pack(file)?;
-        let (open, scratch) = self.opened(file);
-        if !open.direct || memory.as_ptr().align_offset(ALIGNMENT) == 0 {
-            return Ok((open, None));
-        }
-        if scratch.len() != memory.len() {
-            *scratch = Buffer::zeroed(memory.len());
-        }
-        Ok((open, Some(scratch)))
-    }
 }
 
-fn named(doing: &str, path: &Path, error: &io::Error) -> io::Error {
+pub(crate) fn named(doing: &str, path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{doing} {}: {error}", path.display()))
+}
+
+/// The numbers of the packs in a directory, ascending.
+pub(crate) fn packs_of(directory: &Path) -> io::Result<Vec<u64>> {
+    let failed = |error| named("list", directory, &error);
+    let mut packs = Vec::new();
+    for found in fs::read_dir(directory).map_err(failed)? {
+        let name = found.map_err(failed)?.file_name();
+        if let Some(File::Pack(number)) = name.to_str().and_then(File::of_name) {
+            packs.push(number);
+        }
+    }
+    packs.sort_unstable();
+    Ok(packs)
 }
 
 impl Disk for RealDisk {
     fn read(&mut self, file: File, position: u64, buffer: &mut [u8]) -> io::Result<()> {
-        let (open, scratch) = self.file(file, buffer)?;
-        let result = match scratch {
-            None => open.file.read_exact_at(buffer, position),
-            Some(scratch) => {
-                open.file.read_exact_at(scratch.as_mut(), position).map(|()| buffer.copy_from_slice(scratch))
-            }
-        };
-        result.map_err(|error| open.name_error("read", &error))
+        self.open_pack(file)?;
+        let (open, scratch) = self.opened(file);
+        open.read(position, buffer, scratch)
     }
 
     fn write(&mut self, file: File, position: u64, bytes: &[u8]) -> io::Result<()> {
         self.make_pack(file)?;
-        let (open, scratch) = self.file(file, bytes)?;
-        let result = match scratch {
-            None => open.file.write_all_at(bytes, position),
-            Some(scratch) => {
-                scratch.as_mut().copy_from_slice(bytes);
-                open.file.write_all_at(scratch, position)
-            }
-        };
-        result.map_err(|error| open.name_error("write", &error))
+        self.open_pack(file)?;
+        let (open, scratch) = self.opened(file);
+        open.write(position, bytes, scratch)
     }
 
     fn flush(&mut self, file: File) -> io::Result<()> {
@@ -263,11 +299,7 @@ impl Disk for RealDisk {
         {
             return Ok(0);
         }
-        let open = self.open_file(file)?;
-        open.file
-            .metadata()
-            .map(|metadata| metadata.len())
-            .map_err(|error| open.name_error("look at", &error))
+        self.open_file(file)?.size()
     }
 
     fn truncate(&mut self, file: File, size: u64) -> io::Result<()> {
@@ -287,16 +319,7 @@ impl Disk for RealDisk {
     }
 
     fn packs(&mut self) -> io::Result<Vec<u64>> {
-        let failed = |error| named("list", &self.directory, &error);
-        let mut packs = Vec::new();
-        for found in fs::read_dir(&self.directory).map_err(failed)? {
-            let name = found.map_err(failed)?.file_name();
-            if let Some(File::Pack(number)) = name.to_str().and_then(File::of_name) {
-                packs.push(number);
-            }
-        }
-        packs.sort_unstable();
-        Ok(packs)
+        packs_of(&self.directory)
     }
 
     fn reserve(&mut self, file: File, bytes: u64) -> io::Result<()> {

@@ -4,7 +4,7 @@
 //! [`Job`]s, carries them out in order, and tells it: the server on a thread of its own ([`perform`] on a
 //! [`RealDisk`]), the simulator in virtual time. [`open`] reads a data directory back and decides, by one table
 //! (`table.rs`), what was durable, what was torn by a crash and what has rotted. [`Vault`] keeps the chunks of checkpoints in the same way, in files of
-//! their own. `docs/format.md` has the bytes.
+//! their own. [`inspect`] looks at a directory without changing it. `docs/format.md` has the bytes.
 #![forbid(unsafe_code)]
 
 mod buffer;
@@ -12,11 +12,13 @@ mod bytes;
 mod directory;
 mod disk;
 mod group;
+mod inspect;
 mod journal;
 mod list;
 mod memory;
 mod open;
 mod pack;
+mod read_only;
 mod scan;
 mod superblock;
 mod table;
@@ -25,8 +27,13 @@ mod vault;
 pub use buffer::Bytes;
 pub use directory::{DataDirectory, RealDisk};
 pub use disk::{Disk, File, Step, perform, perform_step};
+pub use inspect::{
+    ChainReport, CheckpointReport, CopyReport, Inspection, LogDamage, LogReport, SuperblockReport, inspect,
+};
 pub use journal::{GroupDamage, Job, JobId, Journal, WalScrubbed};
 pub use list::{CHUNKS_MAX, ChunkList, ListError};
 pub use memory::{Hook, MemoryDisk, Operation, SECTOR_SIZE, UnflushedDisk};
 pub use open::{Damage, Expect, FormatError, Identity, OpenError, format, open};
+pub use read_only::{ReadOnlyDirectory, ReadOnlyDisk};
+pub use superblock::CopyFault;
 pub use vault::{ChunkDamage, Found, Scrubbed, Vault, VaultError, VaultUsage};

@@ -90,7 +90,7 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// One of the files is gone, others are there: this is damage, not a new directory.
-    #[error("{path} is gone; restore it, or give this replica up and join a new one", path = path.display())]
+    #[error("{path} is gone, though other files of this replica are there: bring back that file itself, never an older copy of it; `chronon inspect` tells what is left", path = path.display())]
     FileMissing {
         /// The file.
         path: PathBuf,
@@ -98,6 +98,11 @@ pub enum OpenError {
     /// The format of this directory was interrupted; nothing was ever kept in it.
     #[error("the data directory was never finished: remove it and make it again with `init`")]
     FormatUnfinished,
+    /// The superblock has no bytes, and there is a log: the directory was in use.
+    #[error(
+        "the superblock is empty, and the wal is not: this directory was in use, and its superblock is lost"
+    )]
+    SuperblockLost,
     /// Another process holds the directory.
     #[error("{path} is in use by another process", path = path.display())]
     Locked {
@@ -261,55 +266,16 @@ pub fn open(
     expect: Expect,
     mutations: Mutations,
 ) -> Result<(Journal, Recovered), OpenError> {
-    let superblock_size = size_of(disk, File::Superblock)?;
-    if superblock_size == 0 {
-        return Err(OpenError::FormatUnfinished);
-    }
-    let Chosen { superblock, sequence_max, checksum, held_by } = choose_superblock(disk)?;
+    let Read { chosen, layout, mut scan, incarnation } = read(disk, expect, mutations)?;
+    let Chosen { superblock, sequence_max, checksum, held_by } = chosen;
     let identity = superblock.identity;
-    if let Some(expected) = expect.cluster.filter(|cluster| *cluster != identity.cluster) {
-        return Err(OpenError::WrongCluster { expected, found: identity.cluster });
-    }
-    if let Some(expected) = expect.replica.filter(|replica| *replica != identity.replica) {
-        return Err(OpenError::WrongReplica { expected, found: identity.replica });
-    }
-    let layout = Layout::new(&identity, &superblock.ring)
-        .filter(|layout| layout.size == superblock.wal_size)
-        .ok_or(OpenError::SuperblockInconsistent { ring: superblock.ring, wal_size: superblock.wal_size })?;
-    expect_size(disk, File::Superblock, (superblock::COPIES * superblock::COPY_SIZE) as u64)?;
-    expect_size(disk, File::Wal, layout.size)?;
-
-    let mut scan = scan(disk, &layout, &superblock.state, mutations);
-    refuse_damage_of_the_only_copy(&superblock.state, &scan)?;
-    let incarnation = Incarnation::new(superblock.incarnation.value() + 1);
     let journal_incarnation = u32::try_from(incarnation.value())
         .map_err(|_| OpenError::IncarnationsExhausted { incarnation: superblock.incarnation })?;
 
     // The new incarnation is durable before anything is written in its name, and what the scan could not tell is
     // durable before a group may overwrite the place where it failed.
-    let mut state = superblock.state.clone();
-    state.uncertain_from = match (state.uncertain_from, scan.uncertain_from) {
-        (Some(known), Some(found)) => Some(known.min(found)),
-        (known, found) => known.or(found),
-    };
-    // The same goes for what the suffix names and the scan did not find: once the damage is written over, a later scan
-    // would be complete, and take it for never written.
-    if !scan.complete && !mutations.breaks(Mutation::NackAfterIncompleteScan) {
-        let is_intact = |name: OpRef| {
-            let mut found = scan.entries.iter().filter(|found| found.header.op_ref() == name);
-            found.any(|found| matches!(found.verdict, Verdict::Intact(_)))
-        };
-        let named = state.suffix.iter().map(EntryHeader::op_ref).filter(|name| state.commit_max.op < name.op);
-        let lost: Vec<OpRef> = named.filter(|name| !is_intact(*name)).collect();
-        state.faulty.extend(lost.into_iter().filter(|name| !state.faulty.contains(name)).collect::<Vec<_>>());
-    }
-    let next = Superblock {
-        sequence: sequence_max + 1,
-        parent: checksum,
-        incarnation,
-        state: superblock::within_bounds(state),
-        ..superblock
-    };
+    let state = state_after(&superblock.state, &scan, mutations);
+    let next = Superblock { sequence: sequence_max + 1, parent: checksum, incarnation, state, ..superblock };
     let (steps, checksum) = next.steps_of_opening(held_by);
     let failed = |doing: &str| {
         let doing = doing.to_owned();
@@ -318,17 +284,7 @@ pub fn open(
     steps.iter().try_for_each(|step| perform_step(disk, step)).map_err(failed("write the superblock"))?;
 
     let unevidenced = std::mem::take(&mut scan.unevidenced);
-    let recovered = Recovered {
-        cluster: identity.cluster,
-        lineage: identity.lineage,
-        replica: identity.replica,
-        disk: identity.disk,
-        incarnation,
-        state: next.state.clone(),
-        entries: std::mem::take(&mut scan.entries),
-        scan_complete: scan.complete,
-        uncertain_from: scan.uncertain_from,
-    };
+    let recovered = recovered(identity, incarnation, next.state.clone(), &mut scan);
     let mut journal = Journal::start(Start {
         superblock: next,
         checksum,
@@ -352,6 +308,89 @@ pub fn open(
     Ok((journal, recovered))
 }
 
+/// What a data directory says, before anything is written to it.
+pub(crate) struct Read {
+    pub(crate) chosen: Chosen,
+    pub(crate) layout: Layout,
+    pub(crate) scan: Scan,
+    /// The incarnation that an opening begins.
+    pub(crate) incarnation: Incarnation,
+}
+
+/// Reads a replica's files, and refuses what can't be opened.
+pub(crate) fn read(disk: &mut dyn Disk, expect: Expect, mutations: Mutations) -> Result<Read, OpenError> {
+    let superblock_size = size_of(disk, File::Superblock)?;
+    if superblock_size == 0 {
+        let used = holds_anything(disk, File::Wal);
+        return Err(if used { OpenError::SuperblockLost } else { OpenError::FormatUnfinished });
+    }
+    let chosen = choose_superblock(disk)?;
+    let superblock = &chosen.superblock;
+    let identity = superblock.identity;
+    if let Some(expected) = expect.cluster.filter(|cluster| *cluster != identity.cluster) {
+        return Err(OpenError::WrongCluster { expected, found: identity.cluster });
+    }
+    if let Some(expected) = expect.replica.filter(|replica| *replica != identity.replica) {
+        return Err(OpenError::WrongReplica { expected, found: identity.replica });
+    }
+    let layout = layout_of(superblock)?;
+    expect_size(disk, File::Superblock, (superblock::COPIES * superblock::COPY_SIZE) as u64)?;
+    expect_size(disk, File::Wal, layout.size)?;
+    let scan = scan(disk, &layout, &superblock.state, mutations);
+    refuse_damage_of_the_only_copy(&superblock.state, &scan)?;
+    let incarnation = Incarnation::new(superblock.incarnation.value().saturating_add(1));
+    Ok(Read { chosen, layout, scan, incarnation })
+}
+
+/// The layout of the WAL that a superblock describes.
+pub(crate) fn layout_of(superblock: &Superblock) -> Result<Layout, OpenError> {
+    let Superblock { identity, ring, wal_size, .. } = superblock;
+    Layout::new(identity, ring)
+        .filter(|layout| layout.size == *wal_size)
+        .ok_or(OpenError::SuperblockInconsistent { ring: *ring, wal_size: *wal_size })
+}
+
+/// The protocol's state as an opening keeps it: what the scan could not tell is not forgotten.
+pub(crate) fn state_after(state: &VsrState, scan: &Scan, mutations: Mutations) -> VsrState {
+    let mut state = state.clone();
+    state.uncertain_from = match (state.uncertain_from, scan.uncertain_from) {
+        (Some(known), Some(found)) => Some(known.min(found)),
+        (known, found) => known.or(found),
+    };
+    // The same goes for what the suffix names and the scan did not find: once the damage is written over, a later scan
+    // would be complete, and take it for never written.
+    if !scan.complete && !mutations.breaks(Mutation::NackAfterIncompleteScan) {
+        let is_intact = |name: OpRef| {
+            let mut found = scan.entries.iter().filter(|found| found.header.op_ref() == name);
+            found.any(|found| matches!(found.verdict, Verdict::Intact(_)))
+        };
+        let named = state.suffix.iter().map(EntryHeader::op_ref).filter(|name| state.commit_max.op < name.op);
+        let lost: Vec<OpRef> = named.filter(|name| !is_intact(*name)).collect();
+        state.faulty.extend(lost.into_iter().filter(|name| !state.faulty.contains(name)).collect::<Vec<_>>());
+    }
+    superblock::within_bounds(state)
+}
+
+/// What the replica goes on from. Takes the entries out of the scan.
+pub(crate) fn recovered(
+    identity: Identity,
+    incarnation: Incarnation,
+    state: VsrState,
+    scan: &mut Scan,
+) -> Recovered {
+    Recovered {
+        cluster: identity.cluster,
+        lineage: identity.lineage,
+        replica: identity.replica,
+        disk: identity.disk,
+        incarnation,
+        state,
+        entries: std::mem::take(&mut scan.entries),
+        scan_complete: scan.complete,
+        uncertain_from: scan.uncertain_from,
+    }
+}
+
 fn choose_superblock(disk: &mut dyn Disk) -> Result<Chosen, OpenError> {
     Superblock::choose(disk).map_err(|not_chosen| match not_chosen {
         NotChosen::Unreadable { copies_valid } => OpenError::SuperblockUnreadable { copies_valid },
@@ -362,6 +401,23 @@ fn choose_superblock(disk: &mut dyn Disk) -> Result<Chosen, OpenError> {
 fn size_of(disk: &mut dyn Disk, file: File) -> Result<u64, OpenError> {
     disk.size(file)
         .map_err(|source| OpenError::Disk { doing: format!("look at the {} file", file.name()), source })
+}
+
+/// Whether a file has a byte that is not zero, or one that can't be read: a format that was interrupted leaves neither.
+fn holds_anything(disk: &mut dyn Disk, file: File) -> bool {
+    const CHUNK: u64 = 1024 * 1024;
+    let size = disk.size(file).unwrap_or(u64::MAX);
+    let mut buffer = Buffer::zeroed(CHUNK as usize);
+    let mut position = 0;
+    while position < size {
+        let length = usize::try_from(CHUNK.min(size - position)).expect("at most a chunk");
+        let chunk = &mut buffer.as_mut()[..length];
+        if disk.read(file, position, chunk).is_err() || chunk.iter().any(|byte| *byte != 0) {
+            return true;
+        }
+        position += CHUNK;
+    }
+    false
 }
 
 fn expect_size(disk: &mut dyn Disk, file: File, expected: u64) -> Result<(), OpenError> {

@@ -29,6 +29,29 @@ pub(crate) struct Scan {
     pub(crate) uncertain_from: Option<Op>,
     /// Everything up to here has evidence.
     pub(crate) durable_through: Sequence,
+    pub(crate) survey: Survey,
+}
+
+/// Where the WAL is not as it was written, for people.
+#[derive(Debug, Default)]
+pub(crate) struct Survey {
+    /// Groups that stay, oldest first.
+    pub(crate) damaged: Vec<DamagedGroup>,
+    /// Where groups were cut: writes that a crash interrupted.
+    pub(crate) torn: Vec<u64>,
+    /// Where there may have been a group behind the newest one.
+    pub(crate) unreadable_tail: Option<u64>,
+    /// Bad units that belong to no group that is needed: the first, and how many.
+    pub(crate) stray: Option<(u64, usize)>,
+}
+
+/// A group that is needed and not whole.
+#[derive(Debug)]
+pub(crate) struct DamagedGroup {
+    pub(crate) link: Link,
+    /// The first unit that can't be read; the group's start if all can, and an entry is still not the one named.
+    pub(crate) first_bad: u64,
+    pub(crate) lost: Lost,
 }
 
 /// A group that stays.
@@ -71,14 +94,19 @@ pub(crate) fn scan(disk: &mut dyn Disk, layout: &Layout, state: &VsrState, mutat
     chain.reverse();
     let durable_through = map.durable_through();
 
-    let mut groups = Vec::new();
+    let mut groups: Vec<ScannedGroup> = Vec::new();
+    let mut survey = Survey::default();
     let mut uncertain = false;
     let mut cut: Option<Sequence> = None;
     for found in chain {
         let facts = found.facts(durable_through, cut);
         uncertain |= found.gap_below;
         match judge(facts, mutations) {
-            GroupVerdict::Cut => cut = Some(found.link.sequence),
+            GroupVerdict::Cut => {
+                cut = Some(found.link.sequence);
+                survey.torn.push(found.link.position);
+                continue;
+            }
             GroupVerdict::Intact => groups.push(found.stay(Damaged::No)),
             GroupVerdict::EntryByEntry => groups.push(found.stay(Damaged::Yes)),
             GroupVerdict::HeadUncertain | GroupVerdict::EntriesUnknown => {
@@ -86,20 +114,25 @@ pub(crate) fn scan(disk: &mut dyn Disk, layout: &Layout, state: &VsrState, mutat
                 groups.push(found.stay(Damaged::Yes));
             }
         }
+        survey.damaged.extend(groups.last().and_then(|group| map.damage_of(group)));
     }
-    for facts in map.facts_of_unreadable_tails(layout, &groups) {
+    for (position, facts) in map.facts_of_unreadable_tails(layout, &groups) {
         match judge(facts, mutations) {
-            GroupVerdict::Cut => {}
-            GroupVerdict::HeadUncertain => uncertain = true,
+            GroupVerdict::Cut => survey.torn.push(position),
+            GroupVerdict::HeadUncertain => {
+                uncertain = true;
+                survey.unreadable_tail = Some(position);
+            }
             verdict @ (GroupVerdict::Intact | GroupVerdict::EntryByEntry | GroupVerdict::EntriesUnknown) => {
                 unreachable!("a group without a header or evidence can't be {verdict:?}")
             }
         }
     }
+    survey.stray = map.stray_damage(&groups, &survey);
     let entries = merge(&groups);
     let uncertain_from = uncertain.then(|| op_after_the_last_known(&entries, state));
     let unevidenced = unevidenced(&groups, durable_through);
-    Scan { groups, entries, unevidenced, complete: !uncertain, uncertain_from, durable_through }
+    Scan { groups, entries, unevidenced, complete: !uncertain, uncertain_from, durable_through, survey }
 }
 
 enum Damaged {
@@ -257,6 +290,46 @@ impl Map {
         self.units.get(unit(position)..unit(position + length)).unwrap_or(&[])
     }
 
+    fn first_bad(&self, link: &Link) -> Option<u64> {
+        let index =
+            self.units_of(link.position, link.length()).iter().position(|unit| !is_of(*unit, link))?;
+        Some(link.position + (index * UNIT) as u64)
+    }
+
+    /// What is wrong with a group that stays.
+    fn damage_of(&self, group: &ScannedGroup) -> Option<DamagedGroup> {
+        let ScannedGroup { link, lost, .. } = group;
+        let first_bad = self.first_bad(link);
+        if first_bad.is_none() && *lost == Lost::Nothing {
+            return None;
+        }
+        let first_bad = first_bad.unwrap_or(link.position);
+        Some(DamagedGroup { link: *link, first_bad, lost: lost.clone() })
+    }
+
+    /// Bad units where no needed group, torn group or tail is.
+    fn stray_damage(&self, groups: &[ScannedGroup], survey: &Survey) -> Option<(u64, usize)> {
+        let bad = self.units.iter().enumerate().filter(|(_, unit)| **unit == Unit::Bad);
+        let mut bad = bad.map(|(index, _)| (index * UNIT) as u64).peekable();
+        bad.peek()?;
+        let mut live: Vec<(u64, u64)> =
+            groups.iter().map(|group| (group.link.position, group.link.end())).collect();
+        live.sort_unstable();
+        let tail = survey.unreadable_tail;
+        let stray = bad.filter(|position| {
+            let before = live.partition_point(|(start, _)| start <= position);
+            let in_group = before.checked_sub(1).is_some_and(|index| *position < live[index].1);
+            let in_tail = tail.is_some_and(|tail| tail <= *position && *position < tail + BLOCK as u64);
+            !in_group && !in_tail
+        });
+        let (mut first, mut count) = (None, 0);
+        for position in stray {
+            first.get_or_insert(position);
+            count += 1;
+        }
+        first.map(|first| (first, count))
+    }
+
     /// From the newest readable header back to the oldest live group, newest first.
     fn chain(&self, disk: &mut dyn Disk, layout: &Layout) -> Vec<Found> {
         let mut chain: Vec<Found> = Vec::new();
@@ -313,7 +386,7 @@ impl Map {
     /// everything there is old. One may lie right behind, or at the start of the file if it did not fit before the
     /// end. (Where a group that was cut left its header, that header is old, and only the other place is of interest:
     /// a later incarnation may have put a group there.)
-    fn facts_of_unreadable_tails(&self, layout: &Layout, groups: &[ScannedGroup]) -> Vec<GroupFacts> {
+    fn facts_of_unreadable_tails(&self, layout: &Layout, groups: &[ScannedGroup]) -> Vec<(u64, GroupFacts)> {
         let sequence = self.newest().map(|header| header.link.sequence).unwrap_or_default();
         let tail = groups.first().map(|group| group.link.position);
         let after = groups.last().map_or(0, |group| group.link.end());
@@ -322,7 +395,7 @@ impl Map {
         let starts = [Some(after).filter(|after| *after < layout.size), wrap.then_some(0)];
         let facts = starts.into_iter().flatten().filter_map(|start| {
             let length = free_end(start).saturating_sub(start).min(layout.group_size_max);
-            self.facts_of_headless_group(start, length, sequence)
+            Some((start, self.facts_of_headless_group(start, length, sequence)?))
         });
         facts.collect()
     }

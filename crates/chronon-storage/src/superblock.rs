@@ -4,6 +4,7 @@
 //! sequence that was ever reported are left.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use chronon_vsr::{
@@ -223,70 +224,114 @@ impl Superblock {
 
     /// Reads the copies and chooses the newest superblock that two of them hold.
     pub(crate) fn choose(disk: &mut dyn Disk) -> Result<Chosen, NotChosen> {
-        let mut buffer = Buffer::zeroed(COPY_SIZE);
-        let mut valid: BTreeMap<(u64, Checksum), ([bool; COPIES], Box<Superblock>)> = BTreeMap::new();
-        let mut copies_valid = 0;
-        let mut other_version = None;
-        for index in 0..COPIES {
-            let position = (index * COPY_SIZE) as u64;
-            // A copy that can't be read is a damaged copy.
-            if disk.read(File::Superblock, position, buffer.as_mut()).is_err() {
-                continue;
+        choose(read_copies(disk))
+    }
+}
+
+/// Chooses the newest superblock that two of the copies hold.
+pub(crate) fn choose(copies: [Copy; COPIES]) -> Result<Chosen, NotChosen> {
+    let mut valid: BTreeMap<(u64, Checksum), ([bool; COPIES], Box<Superblock>)> = BTreeMap::new();
+    let mut copies_valid = 0;
+    let mut other_version = None;
+    for (index, copy) in copies.into_iter().enumerate() {
+        match copy {
+            Copy::Valid { superblock, checksum } => {
+                copies_valid += 1;
+                let key = (superblock.sequence, checksum);
+                valid.entry(key).or_insert(([false; COPIES], superblock)).0[index] = true;
             }
-            match decode_copy(&buffer, index) {
-                Copy::Valid { superblock, checksum } => {
-                    copies_valid += 1;
-                    let key = (superblock.sequence, checksum);
-                    valid.entry(key).or_insert(([false; COPIES], superblock)).0[index] = true;
-                }
-                Copy::OtherVersion { found } => other_version = Some(found),
-                Copy::Damaged => {}
-            }
+            Copy::OtherVersion { found } => other_version = Some(found),
+            Copy::Damaged(_) => {}
         }
-        let sequence_max = valid.keys().map(|(sequence, _)| *sequence).max();
-        let enough =
-            |held_by: &[bool; COPIES]| COPIES_TO_OPEN <= held_by.iter().filter(|held| **held).count();
-        let newest = valid.into_iter().rev().find(|(_, (held_by, _))| enough(held_by));
-        match (newest, sequence_max, other_version) {
-            (Some(((_, checksum), (held_by, superblock))), Some(sequence_max), _) => {
-                Ok(Chosen { superblock: *superblock, sequence_max, checksum, held_by })
-            }
-            (_, _, Some(found)) => Err(NotChosen::FormatVersion { found }),
-            (_, _, None) => Err(NotChosen::Unreadable { copies_valid }),
+    }
+    let sequence_max = valid.keys().map(|(sequence, _)| *sequence).max();
+    let enough = |held_by: &[bool; COPIES]| COPIES_TO_OPEN <= held_by.iter().filter(|held| **held).count();
+    let newest = valid.into_iter().rev().find(|(_, (held_by, _))| enough(held_by));
+    match (newest, sequence_max, other_version) {
+        (Some(((_, checksum), (held_by, superblock))), Some(sequence_max), _) => {
+            Ok(Chosen { superblock: *superblock, sequence_max, checksum, held_by })
         }
+        (_, _, Some(found)) => Err(NotChosen::FormatVersion { found }),
+        (_, _, None) => Err(NotChosen::Unreadable { copies_valid }),
     }
 }
 
 /// One copy, as found.
-enum Copy {
+pub(crate) enum Copy {
     Valid { superblock: Box<Superblock>, checksum: Checksum },
     OtherVersion { found: u32 },
-    Damaged,
+    Damaged(CopyFault),
 }
 
-fn decode_copy(copy: &[u8], index: usize) -> Copy {
+/// What is wrong with a copy of the superblock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CopyFault {
+    /// The file ends before it does, or the disk does not give it.
+    Unreadable,
+    /// Zeros: it was never written.
+    Blank,
+    /// Not every byte is what was written.
+    ChecksumWrong,
+    /// A good copy that belongs to another place: a write went astray.
+    Misplaced {
+        /// The number of the copy that it is.
+        copy: u8,
+    },
+    /// Good bytes that are no superblock.
+    Malformed,
+}
+
+impl fmt::Display for CopyFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CopyFault::Unreadable => write!(f, "can't be read"),
+            CopyFault::Blank => write!(f, "was never written"),
+            CopyFault::ChecksumWrong => write!(f, "is not what was written: its checksum is wrong"),
+            CopyFault::Misplaced { copy } => write!(f, "is copy {copy}, in the wrong place"),
+            CopyFault::Malformed => write!(f, "is no superblock, though its checksum is right"),
+        }
+    }
+}
+
+/// Reads every copy. One that can't be read is a damaged one.
+pub(crate) fn read_copies(disk: &mut dyn Disk) -> [Copy; COPIES] {
+    let mut buffer = Buffer::zeroed(COPY_SIZE);
+    std::array::from_fn(|index| {
+        let position = (index * COPY_SIZE) as u64;
+        match disk.read(File::Superblock, position, buffer.as_mut()) {
+            Ok(()) => decode_copy(&buffer, index).unwrap_or_else(Copy::Damaged),
+            Err(_) => Copy::Damaged(CopyFault::Unreadable),
+        }
+    })
+}
+
+fn decode_copy(copy: &[u8], index: usize) -> Result<Copy, CopyFault> {
     let fields = || {
         let mut r = Reader::new(copy);
         let checksum = Checksum::from_bytes(r.array()?);
         let magic: [u8; 8] = r.array()?;
-        let version = r.u32()?;
-        let found_index = r.u8()?;
-        r.zeros(3)?;
-        let right =
-            checksum == Checksum::of(&copy[16..]) && magic == MAGIC && usize::from(found_index) == index;
-        right.then_some(version)
+        let (version, found_index, zeros) = (r.u32()?, r.u8()?, r.zeros(3).is_some());
+        Some((checksum, magic == MAGIC && zeros, version, found_index))
     };
-    match fields() {
-        None => Copy::Damaged,
-        Some(FORMAT_VERSION) => {
-            let shared = &copy[SHARED_START..];
-            Superblock::decode_shared(shared).map_or(Copy::Damaged, |superblock| Copy::Valid {
-                superblock: Box::new(superblock),
-                checksum: Checksum::of(shared),
-            })
-        }
-        Some(found) => Copy::OtherVersion { found },
+    let (checksum, right, version, found_index) = fields().ok_or(CopyFault::Malformed)?;
+    if copy.iter().all(|byte| *byte == 0) {
+        return Err(CopyFault::Blank);
     }
+    if checksum != Checksum::of(&copy[16..]) {
+        return Err(CopyFault::ChecksumWrong);
+    }
+    if !right {
+        return Err(CopyFault::Malformed);
+    }
+    if usize::from(found_index) != index {
+        return Err(CopyFault::Misplaced { copy: found_index });
+    }
+    if version != FORMAT_VERSION {
+        return Ok(Copy::OtherVersion { found: version });
+    }
+    let shared = &copy[SHARED_START..];
+    let superblock = Superblock::decode_shared(shared).ok_or(CopyFault::Malformed)?;
+    Ok(Copy::Valid { superblock: Box::new(superblock), checksum: Checksum::of(shared) })
 }
 
 /// The state with no more faulty markers than the superblock holds. Beyond that many, uncertainty from the lowest
@@ -582,10 +627,10 @@ mod tests {
         for byte in (0..1000).chain((1000..used).step_by(97)).chain([COPY_SIZE - 1]) {
             let mut copy = bytes[..COPY_SIZE].to_vec();
             copy[byte] ^= 0x20;
-            assert!(matches!(decode_copy(&copy, 0), Copy::Damaged), "byte {byte}");
+            assert!(decode_copy(&copy, 0).is_err(), "byte {byte}");
         }
         // A copy in the wrong place was misdirected.
-        assert!(matches!(decode_copy(&bytes[..COPY_SIZE], 1), Copy::Damaged));
+        assert!(matches!(decode_copy(&bytes[..COPY_SIZE], 1), Err(CopyFault::Misplaced { copy: 0 })));
     }
 
     #[test]

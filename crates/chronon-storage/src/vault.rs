@@ -345,6 +345,11 @@ impl Vault {
         written && self.outstanding.is_none() && self.cleanup.is_empty() && self.reserve.is_none()
     }
 
+    /// The roots of the checkpoints that were once finished here and whose map is still there.
+    pub fn roots(&self) -> impl Iterator<Item = Checksum> + '_ {
+        self.maps.keys().copied()
+    }
+
     /// Whether this chunk or list is durable here.
     pub fn holds(&self, id: Checksum) -> bool {
         self.index.contains_key(&id)

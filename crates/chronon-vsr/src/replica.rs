@@ -253,6 +253,17 @@ pub enum Status {
     Halted,
 }
 
+/// What a replica knows of an op of its log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing<'a> {
+    /// The entry is here.
+    Held(&'a Entry),
+    /// The hash chain names it, and it is not here, or damaged.
+    Named(OpRef),
+    /// Not even its name is known.
+    Unknown,
+}
+
 /// A read round that a quorum confirmed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RoundConfirmed {
@@ -563,6 +574,15 @@ impl Replica {
     /// The entry that stands at an op of its log, while its body is here: for inspection and for checkers.
     pub fn entry(&self, op: Op) -> Option<&Entry> {
         self.log.entry(op)
+    }
+
+    /// What is known of an op of its log: for inspection.
+    pub fn standing(&self, op: Op) -> Standing<'_> {
+        match (self.log.at(op), self.log.entry(op)) {
+            (Some(_), Some(entry)) => Standing::Held(entry),
+            (Some(name), None) => Standing::Named(name),
+            (None, _) => Standing::Unknown,
+        }
     }
 
     /// The options that it runs with.

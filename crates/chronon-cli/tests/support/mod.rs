@@ -132,6 +132,11 @@ impl Cluster {
         &self.replicas[replica].config
     }
 
+    /// A replica's data directory.
+    pub(crate) fn data(&self, replica: usize) -> PathBuf {
+        Path::new(self.config(replica)).with_file_name("data")
+    }
+
     pub(crate) fn clients(&self) -> Vec<String> {
         self.replicas.iter().map(|replica| replica.client.clone()).collect()
     }

@@ -1,0 +1,94 @@
+//! What `chronon inspect` tells of directories that real replicas left behind.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod support;
+
+use std::path::PathBuf;
+
+use support::{Cluster, chronon, stderr, stdout};
+
+/// A cluster that has taken a few commands, with this replica stopped.
+async fn used(name: &str, replicas: usize, stopped: usize) -> (Cluster, PathBuf) {
+    let mut cluster = Cluster::started(name, replicas);
+    cluster.primary(None).await;
+    for account in 0..5 {
+        let open = format!(r#"{{"open":{{"account":{account},"balance":1}}}}"#);
+        let submitted = chronon(&["submit", &open, "--api", &cluster.api()]);
+        assert!(submitted.status.success(), "{}", stderr(&submitted));
+    }
+    assert!(cluster.terminate(stopped));
+    let data = cluster.data(stopped);
+    (cluster, data)
+}
+
+fn inspected(data: &PathBuf) -> (i32, serde_json::Value, String) {
+    let data = data.to_str().unwrap();
+    let json = chronon(&["inspect", "--data", data, "--json"]);
+    let text = chronon(&["inspect", "--data", data]);
+    assert_eq!(json.status.code(), text.status.code());
+    assert_eq!(stderr(&text), "", "it tells what it found, and nothing else");
+    let told = serde_json::from_str(&stdout(&json)).unwrap_or_else(|error| panic!("{error}: {json:?}"));
+    (json.status.code().unwrap(), told, stdout(&text))
+}
+
+fn flip(path: PathBuf, at: usize) {
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[at] ^= 0x20;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[tokio::test]
+async fn an_inspection_says_what_is_damaged_where_what_it_means_and_what_to_do() {
+    let (_cluster, data) = used("inspect", 3, 2).await;
+    let (code, told, text) = inspected(&data);
+    assert_eq!((code, &told["health"]), (0, &"healthy".into()), "{text}");
+    assert_eq!(told["superblock"]["replica"], 2);
+    assert!(5 <= told["chain"]["linked"].as_u64().unwrap(), "{told}");
+    assert!(text.contains("Everything that counts is there and right."), "{text}");
+
+    flip(data.join("superblock"), 16 * 1024 + 100);
+    flip(data.join("wal"), 700);
+    let (code, told, text) = inspected(&data);
+    assert_eq!((code, &told["health"]), (2, &"damaged".into()), "{text}");
+    assert_eq!(told["copies"][1]["state"], "damaged", "{told}");
+    assert_eq!(told["log"]["damage"][0]["first_bad"], 512, "{told}");
+    assert!(text.contains("copy 1, from byte 16384: damaged: it is not what was written"), "{text}");
+    assert!(text.contains("first damage at byte 512 of the wal"), "{text}");
+    assert!(text.contains("what it means") && text.contains("Start the replica"), "{text}");
+
+    for copy in [0, 2, 3] {
+        flip(data.join("superblock"), copy * 16 * 1024 + 100);
+    }
+    let (code, told, text) = inspected(&data);
+    assert_eq!((code, &told["health"]), (3, &"lost".into()), "{text}");
+    assert!(told["refusal"].as_str().unwrap().contains("the superblock can't be read"), "{told}");
+    assert!(text.contains("Never an older copy"), "{text}");
+
+    std::fs::remove_file(data.join("superblock")).unwrap();
+    let (code, told, text) = inspected(&data);
+    assert_eq!((code, told["superblock_size"].is_null()), (3, true), "{text}");
+    assert!(text.contains("its superblock is lost"), "{text}");
+}
+
+#[tokio::test]
+async fn an_inspection_of_the_only_replica_says_that_nobody_else_has_it() {
+    let (_cluster, data) = used("inspect-alone", 1, 0).await;
+    flip(data.join("wal"), 450);
+    let (code, _, text) = inspected(&data);
+    assert_eq!(code, 3, "{text}");
+    assert!(text.contains("This is the only replica"), "{text}");
+}
+
+#[tokio::test]
+async fn what_a_replica_holds_or_what_is_no_directory_is_not_inspected() {
+    let cluster = Cluster::started("inspect-held", 1);
+    cluster.primary(None).await;
+    let refused = chronon(&["inspect", "--data", cluster.data(0).to_str().unwrap()]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("in use by a replica"), "{}", stderr(&refused));
+    for path in [cluster.directory.path("nowhere"), cluster.directory.path("cluster")] {
+        let refused = chronon(&["inspect", "--data", &path]);
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(stderr(&refused).contains("holds no data of a replica"), "{}", stderr(&refused));
+    }
+}

@@ -1,0 +1,225 @@
+//! What an inspection tells of directories that are whole, damaged, or no directories at all.
+#![allow(clippy::unwrap_used, reason = "a test that unwraps nothing fails")]
+
+mod support;
+
+use chronon_storage::{
+    ChunkList, CopyFault, CopyReport, Disk, Expect, File, Found, Inspection, MemoryDisk, OpenError, Vault,
+    inspect, open, perform,
+};
+use chronon_vsr::{Checkpoint, Checksum, Digest, Mutations, Op, Prng, Release, Write, WriteNumber};
+use support::*;
+
+const COPY: usize = 16 * 1024;
+const UNIT: usize = 512;
+
+/// A directory with eight ops in four groups, all with evidence, and a checkpoint at op 2.
+fn story(voters: u8) -> MemoryDisk {
+    let mut disk = formatted(voters);
+    let (mut journal, recovered) = reopen(&mut disk);
+    let mut numbers = Numbers::new();
+    let entries = Chain::new(voters).take(&[100, 600, 0, 3000, 700, 2000, 8000, 50]);
+    for pair in entries.chunks(2) {
+        append(&mut disk, &mut journal, &mut numbers, pair);
+    }
+    evidence(&mut disk, &mut journal);
+
+    let mut vault = Vault::open(&mut disk, identity()).unwrap();
+    let chunks: Vec<Vec<u8>> = (0..5_u8).map(|n| vec![n; 6000]).collect();
+    let named = chunks.iter().map(|chunk| (Checksum::of_chunk(chunk), chunk.len() as u32));
+    let list = ChunkList { chunks: named.collect() };
+    chunks.iter().for_each(|chunk| vault.put(Checksum::of_chunk(chunk), chunk));
+    let root = vault.put_list(list).unwrap();
+    vault.finish(root);
+    while let Some(job) = vault.next_job() {
+        perform(&mut disk, &job).unwrap();
+        vault.done(job.id);
+    }
+
+    let (second, fifth) = (entries[1].header(), entries[4].header());
+    let mut state = recovered.state;
+    state.checkpoint = Checkpoint {
+        entry: second.op_ref(),
+        end: second.end(),
+        timestamp: second.timestamp,
+        digest: Digest(7),
+        release: Release::new(1),
+        root: Some(root),
+    };
+    state.commit_max = fifth.op_ref();
+    state.suffix = entries[4..].iter().map(|entry| entry.header().clone()).collect();
+    journal.submit(Write::Superblock { number: WriteNumber::ZERO.next(), state });
+    drain(&mut disk, &mut journal);
+    disk
+}
+
+fn is_whole(inspection: &Inspection) -> bool {
+    let log = inspection.log.as_ref();
+    inspection.refusal.is_none()
+        && inspection.copies.iter().all(|copy| matches!(copy, CopyReport::Chosen { .. }))
+        && log.is_some_and(|log| log.damage.is_empty() && log.complete && log.stray.is_none())
+        && inspection.chain.as_ref().is_some_and(|chain| chain.missing.is_empty() && chain.broken.is_none())
+        && inspection.checkpoints.iter().all(|checkpoint| checkpoint.damage.is_empty())
+}
+
+#[test]
+fn a_directory_that_is_whole_is_told_in_full_and_stays_as_it_is() {
+    let mut disk = story(3);
+    let before = disk.clone();
+    let inspection = inspect(&mut disk);
+    assert!(disk == before);
+    assert!(is_whole(&inspection), "{inspection:?}");
+    let superblock = inspection.superblock.unwrap();
+    assert_eq!(superblock.identity, identity());
+    assert_eq!(superblock.state.checkpoint.entry.op, Op::new(2));
+    let log = inspection.log.unwrap();
+    assert_eq!((log.entries, log.ops), (8, Some((Op::new(1), Op::new(8)))));
+    assert_eq!((log.unevidenced, log.torn.len()), (0, 0));
+    let chain = inspection.chain.unwrap();
+    assert_eq!((chain.start, chain.head, chain.linked), (Op::new(1), Op::new(8), 8));
+    let [checkpoint] = inspection.checkpoints.as_slice() else { panic!("one checkpoint") };
+    assert_eq!((checkpoint.op, checkpoint.chunks), (Some(Op::new(2)), Some(5)));
+}
+
+#[test]
+fn every_flipped_unit_of_the_log_is_found_at_its_place() {
+    let whole = story(3);
+    let used = inspect(&mut whole.clone()).log.unwrap().bytes as usize;
+    assert!(6 * 4096 <= used);
+    for unit in (0..used).step_by(UNIT) {
+        let mut disk = whole.clone();
+        disk.bytes_mut(File::Wal)[unit + 77] ^= 0x10;
+        let inspection = inspect(&mut disk);
+        assert!(!is_whole(&inspection), "unit at {unit}");
+        let log = inspection.log.unwrap();
+        let told: Vec<u64> = log.damage.iter().map(|damage| damage.first_bad).collect();
+        let tail = log.unreadable_tail.is_some_and(|tail| tail <= unit as u64);
+        // What lies behind the evidence of the last entries may be cut, if it is old; here it is bad.
+        assert!(told == [unit as u64] || tail, "unit at {unit}: {told:?}, {log:?}");
+    }
+    let mut disk = whole.clone();
+    let free = used + 20 * 4096 + 5;
+    disk.bytes_mut(File::Wal)[free] = 1;
+    let log = inspect(&mut disk).log.unwrap();
+    assert_eq!(log.stray, Some(((free / UNIT * UNIT) as u64, 1)));
+    assert!(log.damage.is_empty() && log.complete);
+}
+
+#[test]
+fn copies_of_the_superblock_are_judged_one_by_one() {
+    let mut disk = story(3);
+    let bytes = disk.bytes_mut(File::Superblock);
+    bytes[COPY + 99] ^= 1;
+    bytes.copy_within(0..COPY, 2 * COPY);
+    let inspection = inspect(&mut disk);
+    let [first, second, third, fourth] = inspection.copies;
+    assert!(matches!(first, CopyReport::Chosen { .. }) && first == fourth);
+    assert_eq!(second, CopyReport::Damaged(CopyFault::ChecksumWrong));
+    assert_eq!(third, CopyReport::Damaged(CopyFault::Misplaced { copy: 0 }));
+    assert!(inspection.refusal.is_none());
+
+    disk.bytes_mut(File::Superblock)[3 * COPY..].fill(0);
+    let inspection = inspect(&mut disk);
+    assert_eq!(inspection.copies[3], CopyReport::Damaged(CopyFault::Blank));
+    assert!(matches!(inspection.refusal, Some(OpenError::SuperblockUnreadable { copies_valid: 1 })));
+    assert!(inspection.log.is_none(), "nobody knows how to read it");
+
+    disk.bytes_mut(File::Superblock).clear();
+    let inspection = inspect(&mut disk);
+    assert!(inspection.copies.iter().all(|copy| *copy == CopyReport::Damaged(CopyFault::Unreadable)));
+    assert!(matches!(inspection.refusal, Some(OpenError::SuperblockLost)));
+}
+
+/// Advice to make the directory anew would take a replica's word back.
+#[test]
+fn a_lost_superblock_is_not_taken_for_a_format_that_was_interrupted() {
+    let mut disk = story(3);
+    disk.bytes_mut(File::Superblock).clear();
+    let refused = open(&mut disk, Expect::default(), Mutations::NONE).map(drop).unwrap_err();
+    assert!(matches!(refused, OpenError::SuperblockLost), "{refused}");
+    disk.bytes_mut(File::Wal).fill(0);
+    let refused = open(&mut disk, Expect::default(), Mutations::NONE).map(drop).unwrap_err();
+    assert!(matches!(refused, OpenError::FormatUnfinished), "{refused}");
+}
+
+#[test]
+fn what_a_refused_directory_still_holds_is_told() {
+    // Alone, a replica refuses what others would repair.
+    let mut disk = story(1);
+    disk.bytes_mut(File::Wal)[4096 + 1200] ^= 1;
+    let inspection = inspect(&mut disk);
+    assert!(matches!(inspection.refusal, Some(OpenError::OnlyCopyDamaged { .. })), "{inspection:?}");
+    assert_eq!(inspection.log.unwrap().entries, 8);
+    // Half a file is still half a log.
+    let mut disk = story(3);
+    disk.bytes_mut(File::Wal).truncate(2 * 4096);
+    let inspection = inspect(&mut disk);
+    assert!(matches!(inspection.refusal, Some(OpenError::WrongSize { file: File::Wal, found: 8192, .. })));
+    assert!(0 < inspection.log.unwrap().entries);
+}
+
+#[test]
+fn a_chunk_that_is_gone_or_damaged_is_named() {
+    let mut disk = story(3);
+    let pack = File::Pack(disk.packs().unwrap()[0]);
+    disk.bytes_mut(pack)[4096 + 300] ^= 1;
+    let inspection = inspect(&mut disk);
+    let [damage] = inspection.checkpoints[0].damage.as_slice() else { panic!("one chunk: {inspection:?}") };
+    assert_eq!((damage.file, damage.found), (Some(pack), Found::OtherBytes));
+    disk.remove(pack).unwrap();
+    let inspection = inspect(&mut disk);
+    assert_eq!(inspection.checkpoints[0].chunks, None);
+    assert!(!inspection.checkpoints[0].damage.is_empty());
+}
+
+/// Flips, zeros, noise, cuts and swaps with an older copy, anywhere, many at once.
+#[test]
+fn no_bytes_make_an_inspection_panic_and_it_refuses_what_opening_refuses() {
+    let mut prng = Prng::new(9);
+    for seed in 0..600 {
+        let voters = if prng.chance(1, 4) { 1 } else { 3 };
+        let mut disk = story(voters);
+        let files = [File::Superblock, File::Wal, File::Pack(disk.packs().unwrap()[0])];
+        for _ in 0..=prng.below(4) {
+            damage(&mut disk, files[prng.below(3) as usize], voters, &mut prng);
+        }
+        let before = disk.clone();
+        let inspection = inspect(&mut disk);
+        assert!(disk == before, "seed {seed}");
+        let opened = open(&mut disk, Expect::default(), Mutations::NONE);
+        match (&inspection.refusal, &opened) {
+            (None, Ok((_, recovered))) => {
+                let log = inspection.log.unwrap();
+                assert_eq!(log.entries, recovered.entries.len(), "seed {seed}");
+                assert_eq!(log.faulty, faulty(recovered), "seed {seed}");
+                assert_eq!(log.uncertain_from, recovered.uncertain_from, "seed {seed}");
+            }
+            (Some(told), Err(refused)) => assert_eq!(told.to_string(), refused.to_string(), "seed {seed}"),
+            (told, opened) => panic!("seed {seed}: {told:?}, {:?}", opened.as_ref().map(|_| ())),
+        }
+    }
+}
+
+fn damage(disk: &mut MemoryDisk, file: File, voters: u8, prng: &mut Prng) {
+    let older = match prng.below(8) {
+        0 => formatted(voters).bytes(file).to_vec(),
+        _ => Vec::new(),
+    };
+    let bytes = disk.bytes_mut(file);
+    if bytes.is_empty() {
+        return;
+    }
+    // Most of the WAL is empty: damage gathers at its beginning.
+    let within = if prng.chance(3, 4) { bytes.len().min(80_000) } else { bytes.len() };
+    let start = prng.below(within as u64) as usize;
+    let end = bytes.len().min(start + 1 + prng.below(9_000) as usize);
+    match prng.below(6) {
+        0 | 1 => bytes[start] ^= 1 << prng.below(8),
+        2 => bytes[start..end].fill(0),
+        3 => bytes[start..end].iter_mut().for_each(|byte| *byte = prng.next_u64() as u8),
+        4 if prng.chance(1, 4) => bytes.truncate(start),
+        4 => bytes.copy_within(start..end, 0),
+        _ if !older.is_empty() => *bytes = older,
+        _ => bytes[start] = 0xff,
+    }
+}
