@@ -1,5 +1,7 @@
 //! What a replica did, for logs, metrics, simulation traces and the assertions of tests. The core itself never logs.
 
+use core::fmt;
+
 use crate::{Command, Op, OpRef, ReplicaId, Stamp};
 
 /// Something worth knowing happened inside a replica.
@@ -40,6 +42,8 @@ pub enum Event {
     ForkDetected { op: Op },
     /// A peer under a known number has another disk, or remembers less than it showed before.
     PeerRefused { replica: ReplicaId, why: PeerRefusal },
+    /// This peer does not listen to this start of this replica, and never will: the replica halts.
+    Refused { by: ReplicaId, why: PeerRefusal },
     /// A read round was confirmed by a quorum.
     ReadRoundConfirmed { round: u64 },
     /// The primary gives its primacy up.
@@ -102,10 +106,40 @@ pub enum DropReason {
 }
 
 /// Why a peer is not listened to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PeerRefusal {
     /// Its disk is not the one that the configuration binds to its number.
     OtherDisk,
-    /// It shows a lower incarnation, stamp or acked op than it did before: its disk was restored.
+    /// It shows a lower stamp or acked op than an earlier start did: its disk was restored, or lost what it had flushed.
     RemembersLess,
+    /// It says that it is a start that was seen, and is another one: there are two copies of its disk.
+    TwoStarts,
+    /// A later start of it was seen: its disk was restored, or this was said long ago.
+    EarlierStart,
+}
+
+impl PeerRefusal {
+    /// Every reason, in the order of their numbers on the wire, from 1.
+    pub const ALL: [PeerRefusal; 4] = [
+        PeerRefusal::OtherDisk,
+        PeerRefusal::RemembersLess,
+        PeerRefusal::TwoStarts,
+        PeerRefusal::EarlierStart,
+    ];
+}
+
+impl fmt::Display for PeerRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            PeerRefusal::OtherDisk => "its data directory is not the one that the cluster was made with",
+            PeerRefusal::RemembersLess => {
+                "its data directory holds less than this replica has confirmed: it is an older copy, or its disk lost \
+                 what it had flushed"
+            }
+            PeerRefusal::TwoStarts => {
+                "there are two copies of its data directory, and both were started as the same start"
+            }
+            PeerRefusal::EarlierStart => "its data directory is an older copy: a later start of it was seen",
+        })
+    }
 }

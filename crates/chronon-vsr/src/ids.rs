@@ -41,10 +41,6 @@ number!(
     ReplicaId(u8)
 );
 number!(
-    /// Counts the starts of one replica: each open of its data directory is a new incarnation.
-    Incarnation(u64)
-);
-number!(
     /// Counts configurations of the cluster. A restore starts above all epochs of what it restores.
     Epoch(u64)
 );
@@ -104,10 +100,42 @@ impl Epoch {
     }
 }
 
+/// One start of one replica: each open of its data directory is a new one. Ordered by the count; the number that was
+/// drawn tells two starts apart that claim the same count, which only copies of one directory do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Incarnation {
+    count: u32,
+    drawn: u32,
+}
+
 impl Incarnation {
-    /// The incarnation after this one.
-    pub const fn next(self) -> Incarnation {
-        Incarnation(self.0.checked_add(1).expect("2^64 restarts take longer than the hardware lives"))
+    /// The value as read from bytes: the count in the low half.
+    pub const fn new(value: u64) -> Incarnation {
+        Incarnation { count: value as u32, drawn: (value >> 32) as u32 }
+    }
+
+    /// The value as written to bytes.
+    pub const fn value(self) -> u64 {
+        self.count as u64 | (self.drawn as u64) << 32
+    }
+
+    /// How many starts there were, this one included.
+    pub const fn count(self) -> u32 {
+        self.count
+    }
+
+    /// The start after this one, with a number drawn for it. None after 2³² − 1 starts.
+    pub const fn next(self, drawn: u32) -> Option<Incarnation> {
+        match self.count.checked_add(1) {
+            Some(count) => Some(Incarnation { count, drawn }),
+            None => None,
+        }
+    }
+}
+
+impl fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.count.fmt(f)
     }
 }
 

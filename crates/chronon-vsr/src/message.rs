@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use crate::{
     Applied, BODY_SIZE_MAX, Checkpoint, Checksum, ClusterId, DiskId, ENTRY_HEADER_SIZE, Entry, EntryHeader,
-    Incarnation, Instant, LogStamp, Op, OpRef, Release, ReplicaId, Stamp, Timestamp,
+    Incarnation, Instant, LogStamp, Op, OpRef, PeerRefusal, Release, ReplicaId, Stamp, Timestamp,
 };
 
 /// The version of this protocol. A newer one under good checksums is dropped and counted, not an error.
@@ -196,6 +196,15 @@ pub enum Payload {
         /// The chunk that was asked for.
         id: Checksum,
     },
+    /// The answer to a Ping or Pong of a start that the sender will never listen to.
+    Refused {
+        /// The disk that the start has.
+        disk: DiskId,
+        /// The start.
+        incarnation: Incarnation,
+        /// Why.
+        why: PeerRefusal,
+    },
 }
 
 /// Who a replica is and what it has made durable: lets peers notice a disk that was lost or restored (§7).
@@ -248,6 +257,7 @@ pub enum Command {
     GetChunk = 19,
     Chunk = 20,
     MissingChunk = 21,
+    Refused = 22,
 }
 
 /// Why bytes are no message.
@@ -297,6 +307,7 @@ impl Payload {
             Payload::GetChunk { .. } => Command::GetChunk,
             Payload::Chunk { .. } => Command::Chunk,
             Payload::MissingChunk { .. } => Command::MissingChunk,
+            Payload::Refused { .. } => Command::Refused,
         }
     }
 }

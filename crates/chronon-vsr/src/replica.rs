@@ -927,6 +927,7 @@ impl Replica {
             Payload::GetChunk { id } => self.on_get_chunk(from, id),
             Payload::Chunk { id, bytes } => self.on_chunk(id, bytes),
             Payload::MissingChunk { id } => self.on_missing_chunk(from, id),
+            Payload::Refused { disk, incarnation, why } => self.on_refused(from, disk, incarnation, why),
             // Votes of those who have none.
             Payload::PrepareOk { .. }
             | Payload::CommitOk { .. }

@@ -4,7 +4,8 @@
 mod world;
 
 use chronon_vsr::{
-    Applied, Checksum, Command, Digest, Duration, Event, Input, Mutations, Op, OpRef, Payload, Role, Status,
+    Applied, Checksum, Command, Digest, Duration, Event, Input, Mutations, Op, OpRef, Payload, PeerRefusal,
+    Role, Status,
 };
 use world::{Cluster, Faults};
 
@@ -256,6 +257,38 @@ fn a_disk_that_remembers_less_is_refused() {
     c.start(backup);
     c.run(ms(1000));
     assert!(0 < c.count(|event| matches!(event, Event::PeerRefused { .. })), "{}", c.describe());
+}
+
+/// 22: whichever start of an older copy this is, a peer that knows better says so, and it takes part in nothing.
+#[test]
+fn an_older_copy_of_a_disk_is_told_so_and_halts() {
+    let expected = [PeerRefusal::RemembersLess, PeerRefusal::TwoStarts, PeerRefusal::EarlierStart];
+    for (starts, expected) in expected.into_iter().enumerate() {
+        let (mut c, primary) = settled_three(Mutations::NONE);
+        let backup = (primary + 1) % 3;
+        let image = c.image(backup);
+        let work = |c: &mut Cluster| {
+            for _ in 0..20 {
+                c.propose_anywhere();
+                c.run(ms(10));
+            }
+        };
+        work(&mut c);
+        for _ in 0..starts {
+            c.crash(backup);
+            c.start(backup);
+            c.run(ms(1000));
+            work(&mut c);
+        }
+        c.crash(backup);
+        c.restore(backup, image);
+        c.refusals_expected = true;
+        c.start(backup);
+        c.run(ms(2000));
+        let told = |event: &Event| matches!(event, Event::Refused { why, .. } if *why == expected);
+        assert!(0 < c.count(told), "{expected:?}: {}", c.describe());
+        assert_eq!(c.replica(backup).status(), Status::Halted, "{expected:?}");
+    }
 }
 
 #[test]

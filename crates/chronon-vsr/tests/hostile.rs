@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use chronon_vsr::{
     Applied, Checkpoint, Checksum, Digest, DiskId, Durable, Duration, Entry, EntryHeader, Identity,
-    Incarnation, Input, Instant, LogStamp, Message, Mutations, Now, Op, OpRef, Output, Payload, Prng,
-    Release, Replica, ReplicaId, Stamp, SuffixBits, Timestamp, View, Write, WriteNumber,
+    Incarnation, Input, Instant, LogStamp, Message, Mutations, Now, Op, OpRef, Output, Payload, PeerRefusal,
+    Prng, Release, Replica, ReplicaId, Stamp, SuffixBits, Timestamp, View, Write, WriteNumber,
 };
 use world::{Cluster, Faults};
 
@@ -137,7 +137,7 @@ impl Madness<'_> {
     fn payload(&mut self) -> Payload {
         let applied = Applied { op: self.op(), digest: Digest(self.prng.below(3)) };
         let disk_age_us = self.prng.next_u64() as u32;
-        match self.prng.below(21) {
+        match self.prng.below(22) {
             0 => Payload::Prepare { commit_max: self.op_ref(), checkpoint: self.op(), entry: self.entry() },
             1 => Payload::PrepareOk { entry: self.op_ref(), applied, checkpoint: self.op() },
             2 => Payload::Commit {
@@ -195,6 +195,11 @@ impl Madness<'_> {
                 let bytes = vec![self.prng.below(3) as u8];
                 Payload::Chunk { id: Checksum::of_chunk(&bytes), bytes }
             }
+            20 => Payload::Refused {
+                disk: DiskId::new(self.prng.next_u64().into()),
+                incarnation: Incarnation::new(self.prng.below(5)),
+                why: PeerRefusal::ALL[self.prng.below(4) as usize],
+            },
             _ => Payload::Forward { body: vec![1, 2, 3] },
         }
     }

@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{
     Applied, BODY_SIZE_MAX, CHUNK_LIST_SIZE_MAX, CHUNK_SIZE_MAX, Checkpoint, Checksum, ClusterId, Digest,
-    DiskId, ENTRY_HEADER_SIZE, Entry, EntryHeader, Epoch, Incarnation, Instant, LogStamp, Op, OpRef, Release,
-    ReplicaId, SUFFIX_MAX, Stamp, Timestamp, View,
+    DiskId, ENTRY_HEADER_SIZE, Entry, EntryHeader, Epoch, Incarnation, Instant, LogStamp, Op, OpRef,
+    PeerRefusal, Release, ReplicaId, SUFFIX_MAX, Stamp, Timestamp, View,
 };
 
 /// Where the header's own checksum ends, and what it covers begins.
@@ -111,7 +111,7 @@ impl Message {
 
 impl Command {
     /// Every kind of message, in the order of their numbers.
-    pub const ALL: [Command; 21] = [
+    pub const ALL: [Command; 22] = [
         Command::Prepare,
         Command::PrepareOk,
         Command::Commit,
@@ -133,6 +133,7 @@ impl Command {
         Command::GetChunk,
         Command::Chunk,
         Command::MissingChunk,
+        Command::Refused,
     ];
 
     fn from_byte(byte: u8) -> Option<Command> {
@@ -194,7 +195,8 @@ fn body_checksum(command: Command, body: &[u8]) -> Checksum {
         | Command::ReadIndexOk
         | Command::Forward
         | Command::GetChunk
-        | Command::MissingChunk => Checksum::of(body),
+        | Command::MissingChunk
+        | Command::Refused => Checksum::of(body),
         // The header names the whole body by `Checksum::of_chunk`, which the payload's parser verifies.
         Command::Chunk => Checksum::of(&[]),
     }
@@ -298,6 +300,11 @@ fn write_payload<'a>(payload: &'a Payload, fields: &mut Writer) -> Body<'a> {
             return Body::Bytes(bytes);
         }
         Payload::MissingChunk { id } => fields.put(*id),
+        Payload::Refused { disk, incarnation, why } => {
+            fields.put(*disk);
+            fields.put(*incarnation);
+            fields.put(*why);
+        }
     }
     Body::Bytes(&[])
 }
@@ -443,6 +450,10 @@ fn read_payload(
         Command::MissingChunk => {
             none()?;
             Ok(Payload::MissingChunk { id: fields.take()? })
+        }
+        Command::Refused => {
+            none()?;
+            Ok(Payload::Refused { disk: fields.take()?, incarnation: fields.take()?, why: fields.take()? })
         }
     }
 }
@@ -591,6 +602,19 @@ composed_fields! {
     Applied { op, digest }
     Identity { disk, acked, checkpoint, release, busy }
     Checkpoint { entry, end, timestamp, digest, release, root }
+}
+
+/// Numbered from 1, in the order of [`PeerRefusal::ALL`].
+impl Field for PeerRefusal {
+    fn put(&self, to: &mut Writer) {
+        let index = PeerRefusal::ALL.iter().position(|why| why == self).expect("all are in ALL");
+        to.put(index as u8 + 1);
+    }
+
+    fn take(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let index = usize::from(from.take::<u8>()?).checked_sub(1);
+        index.and_then(|index| PeerRefusal::ALL.get(index).copied()).ok_or(DecodeError::Malformed)
+    }
 }
 
 /// A checksum that may be missing: a byte that says so, and zeros in its place.

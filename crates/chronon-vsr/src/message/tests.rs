@@ -126,6 +126,11 @@ fn sample(command: Command) -> Message {
         Command::GetChunk => Payload::GetChunk { id: Checksum::from_bytes([0xcd; 16]) },
         Command::Chunk => Payload::Chunk { id: Checksum::of_chunk(b"chunk"), bytes: b"chunk".to_vec() },
         Command::MissingChunk => Payload::MissingChunk { id: Checksum::from_bytes([0xcd; 16]) },
+        Command::Refused => Payload::Refused {
+            disk: identity().disk,
+            incarnation: Incarnation::new(0x2122_2324_2526_2728),
+            why: PeerRefusal::TwoStarts,
+        },
     };
     Message {
         from: ReplicaId::new(0x12),
@@ -163,7 +168,7 @@ fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
 
 /// Kind, bytes in all, the fields from byte 80 without the zeros after them, checksum of all bytes. Never edit a row:
 /// it is what released replicas say. A new layout is a new protocol version.
-const GOLDEN: [(Command, usize, &str, &str); 21] = [
+const GOLDEN: [(Command, usize, &str, &str); 22] = [
     (
         Command::Prepare,
         452,
@@ -240,6 +245,12 @@ const GOLDEN: [(Command, usize, &str, &str); 21] = [
     (Command::GetChunk, 256, "cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd", "1dcc340b88872799e7f32ee00f689a3c"),
     (Command::Chunk, 261, "f9c95b9ee41850de5ffc42a5c0f0d87b", "5c0cf9da393ce43e5f296a481557cfc7"),
     (Command::MissingChunk, 256, "cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd", "819f363c86c2035213f88835cad05a96"),
+    (
+        Command::Refused,
+        256,
+        "d0dfdedddcdbdad9d8d7d6d5d4d3d2d1282726252423222103",
+        "33607ac23eb081a317fa3e31a104e00c",
+    ),
 ];
 
 #[test]
@@ -623,6 +634,11 @@ fn any_message(prng: &mut Prng) -> Message {
             Payload::Chunk { id: Checksum::of_chunk(&bytes), bytes }
         }
         Command::MissingChunk => Payload::MissingChunk { id: any_op_ref(prng).checksum },
+        Command::Refused => Payload::Refused {
+            disk: DiskId::new(u128::from(any_u64(prng))),
+            incarnation: Incarnation::new(any_u64(prng)),
+            why: PeerRefusal::ALL[prng.below(4) as usize],
+        },
     };
     Message {
         from: ReplicaId::new(prng.next_u64() as u8),

@@ -2,12 +2,13 @@
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use core::cmp::Ordering;
 
 use super::{Part, Replica};
 use crate::event::{DropReason, PeerRefusal, Suspicion};
 use crate::{
-    Checkpoint, Duration, Event, Identity, Incarnation, Instant, Message, Op, Payload, PeerMemory, ReplicaId,
-    Stamp, Timestamp,
+    Checkpoint, DiskId, Duration, Event, Identity, Incarnation, Instant, Message, Op, Payload, PeerMemory,
+    ReplicaId, Timestamp,
 };
 
 /// All other members.
@@ -23,7 +24,8 @@ struct Peer {
     memory: Option<PeerMemory>,
     /// The incarnation whose identity was checked. Nothing but Ping and Pong is taken from another.
     verified: Option<Incarnation>,
-    refused: bool,
+    /// The start that was refused last.
+    refused: Option<Incarnation>,
     heard: Instant,
     /// Its connection was lost and can't be made again; nothing was heard since.
     gone: bool,
@@ -52,7 +54,7 @@ impl Peers {
         let peer = |replica| Peer {
             memory: memories.iter().find(|memory| memory.replica == replica).copied(),
             verified: None,
-            refused: false,
+            refused: None,
             heard: now,
             gone: false,
             pinged: None,
@@ -132,25 +134,16 @@ impl Replica {
             Payload::Ping { identity, .. } | Payload::Pong { identity, .. } => Some(*identity),
             _ => None,
         };
-        let known = peer.memory.map(|memory| memory.incarnation);
-        let refusal = if peer.refused {
-            None
-        } else if identity.is_some_and(|identity| {
-            self.membership.member(from).is_some_and(|member| member.disk != identity.disk)
-        }) {
-            Some(PeerRefusal::OtherDisk)
-        } else if identity.is_some_and(|identity| shows_less(&peer.memory, &message, identity)) {
-            Some(PeerRefusal::RemembersLess)
-        } else {
-            None
-        };
-        if let Some(why) = refusal {
-            peer.refused = true;
-            self.event(Event::PeerRefused { replica: from, why });
+        let bound = self.membership.member(from).map(|member| member.disk);
+        if let Some(identity) = identity
+            && let Some(why) = refusal_of(bound, &peer.memory, &message, identity)
+        {
+            self.refuse(&message, identity, why);
             return None;
         }
         // A message of an earlier start, late: no evidence against anybody, and no use.
-        if peer.refused || known.is_some_and(|known| message.incarnation < known) {
+        let known = peer.memory.map(|memory| memory.incarnation);
+        if known.is_some_and(|known| message.incarnation.count() < known.count()) {
             self.dropped(from, &message.payload, DropReason::PeerRefused);
             return None;
         }
@@ -185,6 +178,41 @@ impl Replica {
             self.view_changes_may_work_again();
         }
         Some(message)
+    }
+
+    /// Tells a start that it is not listened to: whoever reads the other side's log must not wonder at the silence.
+    fn refuse(&mut self, message: &Message, identity: Identity, why: PeerRefusal) {
+        let Message { from, incarnation, .. } = *message;
+        let peer = peer_of(&mut self.peers, from);
+        let is_new = peer.refused != Some(incarnation);
+        match why {
+            // Perhaps it is only late: then nobody is left who would read the answer.
+            PeerRefusal::EarlierStart => {}
+            PeerRefusal::OtherDisk | PeerRefusal::RemembersLess | PeerRefusal::TwoStarts if is_new => {
+                peer.refused = Some(incarnation);
+                self.event(Event::PeerRefused { replica: from, why });
+            }
+            PeerRefusal::OtherDisk | PeerRefusal::RemembersLess | PeerRefusal::TwoStarts => {}
+        }
+        self.dropped(from, &message.payload, DropReason::PeerRefused);
+        self.send_outside(from, Payload::Refused { disk: identity.disk, incarnation, why });
+    }
+
+    /// A peer has seen more of this replica than this directory knows. Others may not have, and would count its votes:
+    /// it casts none.
+    pub(super) fn on_refused(
+        &mut self,
+        by: ReplicaId,
+        disk: DiskId,
+        incarnation: Incarnation,
+        why: PeerRefusal,
+    ) {
+        // What was said to another start, or to another disk, is not meant for this one.
+        if disk == self.disk && incarnation == self.incarnation {
+            self.event(Event::Refused { by, why });
+            self.lose_reads();
+            self.part = Part::Halted;
+        }
     }
 
     fn identity(&self) -> Identity {
@@ -273,13 +301,28 @@ impl Replica {
     }
 }
 
-/// A new start of a replica must show at least what its earlier ones did.
-fn shows_less(memory: &Option<PeerMemory>, message: &Message, identity: Identity) -> bool {
-    memory.is_some_and(|memory| {
-        let is_new_start = memory.incarnation < message.incarnation;
-        let shown: Stamp = message.stamp;
-        is_new_start && (shown < memory.stamp || identity.acked < memory.acked)
-    })
+/// Whether a start that says who it is must not be listened to: its disk must be the one that the configuration binds
+/// to its number, and it must show at least what earlier starts did. A start that is known shows less only in messages
+/// that are late.
+fn refusal_of(
+    bound: Option<DiskId>,
+    memory: &Option<PeerMemory>,
+    message: &Message,
+    identity: Identity,
+) -> Option<PeerRefusal> {
+    if bound.is_some_and(|bound| bound != identity.disk) {
+        return Some(PeerRefusal::OtherDisk);
+    }
+    let memory = memory.as_ref()?;
+    if memory.incarnation == message.incarnation {
+        return None;
+    }
+    match message.incarnation.count().cmp(&memory.incarnation.count()) {
+        Ordering::Less => Some(PeerRefusal::EarlierStart),
+        Ordering::Equal => Some(PeerRefusal::TwoStarts),
+        Ordering::Greater => (message.stamp < memory.stamp || identity.acked < memory.acked)
+            .then_some(PeerRefusal::RemembersLess),
+    }
 }
 
 /// Whether the numbers of a message leave room to count on from them. No cluster lives long enough to use half of
@@ -306,7 +349,8 @@ fn is_sane(message: &Message) -> bool {
         | Payload::Forward { .. }
         | Payload::GetChunk { .. }
         | Payload::Chunk { .. }
-        | Payload::MissingChunk { .. } => Op::ROOT,
+        | Payload::MissingChunk { .. }
+        | Payload::Refused { .. } => Op::ROOT,
     };
     named.value() < u64::MAX / 2 && message.stamp.view.value() < u64::MAX / 2
 }

@@ -291,7 +291,8 @@ impl Cluster {
         assert!(!self.is_up(i));
         let host = &mut self.hosts[i];
         host.life += 1;
-        host.disk.incarnation = host.disk.incarnation.next();
+        let drawn = u32::try_from(host.life).unwrap();
+        host.disk.incarnation = host.disk.incarnation.next(drawn).unwrap();
         host.executed = Applied { op: Op::ROOT, digest: Digest(0) };
         host.last_timestamp = Timestamp::ZERO;
         host.freeze_due = None;
