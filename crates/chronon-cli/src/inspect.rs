@@ -17,7 +17,7 @@ const COPY_SIZE: usize = 16 * 1024;
 /// The most ops that a line names.
 const OPS_NAMED_MAX: usize = 8;
 
-const EXIT_CODES: &str =
+pub(crate) const EXIT_CODES: &str =
     "Exit code: 0 healthy, 1 can't be looked at, 2 damaged but a start mends it, 3 no start is possible.";
 
 /// Look at the data directory of a stopped replica: what is there, what is damaged, what to do
@@ -80,7 +80,7 @@ impl Health {
         })
     }
 
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Health::Healthy => "healthy",
             Health::Mendable => "damaged",
@@ -92,7 +92,7 @@ impl Health {
 /// What an inspection means, and what to do about it, in sentences.
 pub(crate) struct Verdict {
     pub(crate) health: Health,
-    meaning: Vec<String>,
+    pub(crate) meaning: Vec<String>,
     advice: Vec<String>,
 }
 
@@ -190,6 +190,9 @@ impl Verdict {
         if let Some(op) = log.uncertain_from {
             self.is(Health::Mendable, format!("Nobody can tell from this directory what the log held from op {op} on. The replica will not vote about it before it has heard from the primary."));
         }
+        if log.ends_early {
+            self.is(Health::Mendable, "The log ends before what the superblock knows to have been flushed: the wal is an older copy, was written over, or its device lost what it had confirmed.".to_owned());
+        }
         if let Some((position, units)) = log.stray {
             self.is(Health::Mendable, format!("{units} units of 512 bytes are bad in parts of the wal that hold nothing any more, the first at byte {position}: nothing is lost, but the disk damages data."));
         }
@@ -248,7 +251,7 @@ fn is_alone(inspection: &Inspection) -> bool {
 }
 
 /// `op 7`, `ops 3, 4 and 9`, `1,204 ops between 3 and 5000`.
-fn name_ops(ops: impl IntoIterator<Item = OpRef>) -> String {
+pub(crate) fn name_ops(ops: impl IntoIterator<Item = OpRef>) -> String {
     let mut ops: Vec<u64> = ops.into_iter().map(|op| op.op.value()).collect();
     ops.sort_unstable();
     ops.dedup();
@@ -265,7 +268,7 @@ fn name_ops(ops: impl IntoIterator<Item = OpRef>) -> String {
     }
 }
 
-fn name_stamp(stamp: Stamp) -> String {
+pub(crate) fn name_stamp(stamp: Stamp) -> String {
     format!("epoch {} view {}", stamp.epoch, stamp.view)
 }
 
@@ -391,6 +394,9 @@ fn write_log(text: &mut String, log: &LogReport, chain: Option<&ChainReport>) ->
     if let Some(position) = log.unreadable_tail {
         writeln!(text, "  byte {position} of the wal: what may have been the newest group can't be read")?;
     }
+    if log.ends_early {
+        writeln!(text, "  ends before what the superblock knows to have been flushed")?;
+    }
     if let Some((position, units)) = log.stray {
         writeln!(
             text,
@@ -487,6 +493,7 @@ fn as_json(inspection: &Inspection, verdict: &Verdict) -> Value {
             "damage": damage,
             "torn": log.torn,
             "unreadable_tail": log.unreadable_tail,
+            "ends_early": log.ends_early,
             "stray_damage": log.stray.map(|(position, units)| json!({ "position": position, "units": units })),
             "complete": log.complete,
             "uncertain_from": log.uncertain_from.map(chronon_vsr::Op::value),

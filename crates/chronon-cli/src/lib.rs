@@ -11,6 +11,7 @@ mod founding;
 mod init;
 mod inspect;
 mod local;
+mod log;
 mod operate;
 mod output;
 mod replica;
@@ -44,6 +45,8 @@ enum Command {
     #[command(subcommand)]
     Sinks(operate::SinksCommand),
     Inspect(inspect::InspectArguments),
+    #[command(subcommand)]
+    Log(log::LogCommand),
     #[command(subcommand)]
     Bench(bench::BenchCommand),
     #[command(subcommand)]
@@ -84,6 +87,7 @@ fn carry_out<M: StateMachine>(command: Command) -> anyhow::Result<ExitCode> {
         Command::Effects(command) => operate::effects(&command),
         Command::Sinks(command) => operate::sinks(&command),
         Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Log(command) => log::run(&command),
         Command::Bench(command) => bench::run(&command),
         Command::Sim(command) => sim::run(&command),
         Command::InternalReplica(arguments) => {

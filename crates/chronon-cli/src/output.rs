@@ -39,6 +39,14 @@ impl Progress {
         }
     }
 
+    /// So many bytes of all are read.
+    pub(crate) fn reading(&self, read: u64, all: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_message("% read");
+            bar.set_position(read.saturating_mul(100).checked_div(all).unwrap_or(100));
+        }
+    }
+
     /// So much is done.
     pub(crate) fn acknowledged(&self, count: u64) {
         if let Some(bar) = &self.bar {

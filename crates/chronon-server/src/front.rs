@@ -454,7 +454,8 @@ impl FrontThread {
             }
             Event::UnrecoverableOp { op } => error!(%op, "too many copies of an op are damaged"),
             Event::ForkDetected { op } => error!(%op, "two logs where there must be one: this replica halts"),
-            Event::PeerRefused { replica, why } => error!(%replica, ?why, "a peer is refused"),
+            Event::PeerRefused { replica, why } => error!(%replica, %why, "a peer is not listened to"),
+            Event::Refused { by, why } => self.stop.stop(StopReason::Refused { by: *by, why: *why }),
             Event::ReadRoundConfirmed { round } => debug!(round, "read round confirmed"),
             Event::Abdicated { stamp, why } => {
                 self.counters.abdications.add();

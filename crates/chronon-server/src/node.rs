@@ -652,7 +652,9 @@ fn open(path: PathBuf, config: &ServerConfig) -> Result<Opened, OpenError> {
         })
     };
     let (mut disk, mut vault_disk) = (open_disk()?, open_disk()?);
-    let expect = Expect { cluster: config.cluster, replica: config.replica };
+    let drawn = random()
+        .map_err(|source| OpenError::Disk { doing: "draw a number for this start".to_owned(), source })?;
+    let expect = Expect { cluster: config.cluster, replica: config.replica, drawn: drawn as u32 };
     let (journal, recovered) = chronon_storage::open(&mut *disk, expect, config.mutations)?;
     let vault = Vault::open(&mut *vault_disk, journal.identity()).map_err(|error| match error {
         VaultError::Disk { doing, source } => OpenError::Disk { doing, source },

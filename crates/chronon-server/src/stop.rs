@@ -7,6 +7,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
+use chronon_vsr::{PeerRefusal, ReplicaId};
 use tokio::sync::watch;
 use tracing::{error, info};
 
@@ -59,6 +60,17 @@ pub enum StopReason {
         /// Why.
         error: String,
     },
+    /// A peer has seen more of this replica than its data directory knows.
+    #[error(
+        "replica {by} will never listen to this one: {why}. The cluster goes on without it and loses nothing; what to do is \
+         in docs/operations.md, under \"a directory is lost\""
+    )]
+    Refused {
+        /// The peer.
+        by: ReplicaId,
+        /// Why.
+        why: PeerRefusal,
+    },
     /// More was written than the limits allow: a bug.
     #[error("more writes are waiting than {limit}")]
     WalQueueFull {
@@ -92,6 +104,7 @@ impl Stop {
                 | StopReason::System { .. }
                 | StopReason::CheckpointDamaged { .. }
                 | StopReason::CheckpointUnusable { .. }
+                | StopReason::Refused { .. }
                 | StopReason::WalQueueFull { .. } => error!("the replica stops: {reason}"),
             }
             *present = Some(reason);

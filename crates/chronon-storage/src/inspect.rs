@@ -91,6 +91,9 @@ pub struct LogReport {
     pub torn: Vec<u64>,
     /// Where there is something that may have been the newest group.
     pub unreadable_tail: Option<u64>,
+    /// Groups that the superblock knows to have been durable are not here: the WAL is an older copy, or the disk lost what
+    /// it had flushed.
+    pub ends_early: bool,
     /// Where damage begins in parts that are not needed, and how many units of 512 bytes are bad.
     pub stray: Option<(u64, usize)>,
     /// Every group was found, and none is unknown.
@@ -170,20 +173,9 @@ pub fn inspect(disk: &mut dyn Disk) -> Inspection {
         }
     }
     match read(disk, Expect::default(), Mutations::NONE) {
-        Ok(Read { chosen, mut scan, incarnation, layout: _ }) => {
-            let superblock = chosen.superblock;
-            inspection.log = Some(LogReport::of(&scan));
-            let state = state_after(&superblock.state, &scan, Mutations::NONE);
-            let recovered = recovered(superblock.identity, incarnation, state, &mut scan);
-            let options = Options {
-                timing: Timing::default(),
-                ring: superblock.ring,
-                release: Release::new(0),
-                seed: 0,
-                mutations: Mutations::NONE,
-            };
-            let now = Now { monotonic: chronon_vsr::Instant::ZERO, wall: chronon_vsr::Timestamp::ZERO };
-            inspection.chain = Some(ChainReport::of(&Replica::open(options, recovered, now)));
+        Ok(read) => {
+            inspection.log = Some(LogReport::of(&read.scan));
+            inspection.chain = Some(ChainReport::of(&replica_of(read)));
         }
         // What can't be opened may still hold something.
         Err(refusal) => {
@@ -191,7 +183,7 @@ pub fn inspect(disk: &mut dyn Disk) -> Inspection {
             if let Some(chosen) = &chosen
                 && let Ok(layout) = layout_of(&chosen.superblock)
             {
-                let scan = scan(disk, &layout, &chosen.superblock.state, Mutations::NONE);
+                let scan = scan(disk, &layout, &chosen.superblock, Mutations::NONE);
                 inspection.log = Some(LogReport::of(&scan));
             }
         }
@@ -202,6 +194,27 @@ pub fn inspect(disk: &mut dyn Disk) -> Inspection {
         inspection.superblock = Some(superblock);
     }
     inspection
+}
+
+/// The replica that a start would make of a data directory, without starting: its log can be looked at.
+pub fn replica_at_rest(disk: &mut dyn Disk) -> Result<Replica, OpenError> {
+    read(disk, Expect::default(), Mutations::NONE).map(replica_of)
+}
+
+fn replica_of(read: Read) -> Replica {
+    let Read { chosen, mut scan, incarnation, layout: _ } = read;
+    let superblock = chosen.superblock;
+    let state = state_after(&superblock.state, &scan, Mutations::NONE);
+    let recovered = recovered(superblock.identity, incarnation, state, &mut scan);
+    let options = Options {
+        timing: Timing::default(),
+        ring: superblock.ring,
+        release: Release::new(0),
+        seed: 0,
+        mutations: Mutations::NONE,
+    };
+    let now = Now { monotonic: chronon_vsr::Instant::ZERO, wall: chronon_vsr::Timestamp::ZERO };
+    Replica::open(options, recovered, now)
 }
 
 /// Reads every chunk of every checkpoint.
@@ -233,14 +246,15 @@ impl CopyReport {
 
 impl SuperblockReport {
     fn of(superblock: Superblock) -> SuperblockReport {
-        let Superblock { sequence, identity, incarnation, ring, wal_size, state, parent: _ } = superblock;
+        let Superblock { sequence, identity, incarnation, ring, wal_size, state, parent: _, wal_durable: _ } =
+            superblock;
         SuperblockReport { sequence, identity, incarnation, ring, wal_size, state }
     }
 }
 
 impl LogReport {
     fn of(scan: &Scan) -> LogReport {
-        let Survey { damaged, torn, unreadable_tail, stray } = &scan.survey;
+        let Survey { damaged, torn, unreadable_tail, ends_early, stray } = &scan.survey;
         let ops = scan.entries.iter().map(|entry| entry.header.op);
         let faulty = scan.entries.iter().filter(|entry| entry.verdict == chronon_vsr::Verdict::Faulty);
         LogReport {
@@ -253,6 +267,7 @@ impl LogReport {
             damage: damaged.iter().map(LogDamage::of).collect(),
             torn: torn.clone(),
             unreadable_tail: *unreadable_tail,
+            ends_early: *ends_early,
             stray: *stray,
             complete: scan.complete,
             uncertain_from: scan.uncertain_from,

@@ -364,6 +364,7 @@ impl Journal {
         self.superblock.sequence += 1;
         self.superblock.parent = self.superblock_checksum;
         self.superblock.state = superblock::within_bounds(state);
+        self.superblock.wal_durable = self.superblock.wal_durable.max(self.durable_through);
         let (mut steps, checksum) = self.superblock.steps_sparing(good.unwrap_or([true; superblock::COPIES]));
         if self.mutations.breaks(Mutation::SuperblockInOneWrite)
             && let Some(flush) = steps.iter().position(|step| matches!(step, Step::Flush { .. }))

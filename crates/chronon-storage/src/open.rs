@@ -9,7 +9,7 @@ use chronon_vsr::{
 };
 
 use crate::buffer::Buffer;
-use crate::group::Layout;
+use crate::group::{Layout, Sequence};
 use crate::journal::Start;
 use crate::scan::{Scan, scan};
 use crate::superblock::{self, Chosen, FORMAT_VERSION, NotChosen, Superblock};
@@ -35,6 +35,9 @@ pub struct Expect {
     pub cluster: Option<ClusterId>,
     /// The replica.
     pub replica: Option<ReplicaId>,
+    /// A number drawn for this start, so that peers tell it from a start of a copy of this directory. 0 where there are
+    /// no copies: in tests, and for looking.
+    pub drawn: u32,
 }
 
 /// Why a data directory could not be made.
@@ -147,6 +150,17 @@ pub enum OpenError {
         /// The size of the WAL.
         wal_size: u64,
     },
+    /// The log was written by a later start than any that the superblock knows of.
+    #[error(
+        "the superblock is an older copy: it knows of {known} starts, and the wal was written by start {found}; bring back \
+         the superblock that belongs to this wal"
+    )]
+    SuperblockOlder {
+        /// The starts that the superblock knows of.
+        known: Incarnation,
+        /// The start that wrote the log last.
+        found: u32,
+    },
     /// A file was cut short, or grew.
     #[error("the {file} file has {found} bytes instead of {expected}", file = file.name())]
     WrongSize {
@@ -252,6 +266,7 @@ pub fn format(
         incarnation: Incarnation::new(0),
         ring,
         wal_size: layout.size,
+        wal_durable: Sequence::default(),
         state: superblock::within_bounds(state),
     };
     let (steps, _) = superblock.steps();
@@ -269,8 +284,6 @@ pub fn open(
     let Read { chosen, layout, mut scan, incarnation } = read(disk, expect, mutations)?;
     let Chosen { superblock, sequence_max, checksum, held_by } = chosen;
     let identity = superblock.identity;
-    let journal_incarnation = u32::try_from(incarnation.value())
-        .map_err(|_| OpenError::IncarnationsExhausted { incarnation: superblock.incarnation })?;
 
     // The new incarnation is durable before anything is written in its name, and what the scan could not tell is
     // durable before a group may overwrite the place where it failed.
@@ -289,7 +302,7 @@ pub fn open(
         superblock: next,
         checksum,
         layout,
-        incarnation: journal_incarnation,
+        incarnation: incarnation.count(),
         scan,
         mutations,
     });
@@ -336,9 +349,16 @@ pub(crate) fn read(disk: &mut dyn Disk, expect: Expect, mutations: Mutations) ->
     let layout = layout_of(superblock)?;
     expect_size(disk, File::Superblock, (superblock::COPIES * superblock::COPY_SIZE) as u64)?;
     expect_size(disk, File::Wal, layout.size)?;
-    let scan = scan(disk, &layout, &superblock.state, mutations);
+    let scan = scan(disk, &layout, superblock, mutations);
+    // An incarnation is durable before its first group is written. Going on would use the names of groups twice.
+    if superblock.incarnation.count() < scan.incarnation {
+        return Err(OpenError::SuperblockOlder { known: superblock.incarnation, found: scan.incarnation });
+    }
     refuse_damage_of_the_only_copy(&superblock.state, &scan)?;
-    let incarnation = Incarnation::new(superblock.incarnation.value().saturating_add(1));
+    let incarnation = superblock
+        .incarnation
+        .next(expect.drawn)
+        .ok_or(OpenError::IncarnationsExhausted { incarnation: superblock.incarnation })?;
     Ok(Read { chosen, layout, scan, incarnation })
 }
 

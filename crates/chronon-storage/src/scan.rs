@@ -11,6 +11,7 @@ use crate::group::{
     BLOCK, GroupHeader, Layout, Link, RECORD, Sequence, UNIT, UNIT_CONTENT, UNITS_OF_BLOCK, Unit,
     read_content, read_unit,
 };
+use crate::superblock::Superblock;
 use crate::table::{Before, Contents, Evidence, GroupFacts, GroupVerdict, Names, Units, judge};
 use crate::{Disk, File};
 
@@ -29,6 +30,8 @@ pub(crate) struct Scan {
     pub(crate) uncertain_from: Option<Op>,
     /// Everything up to here has evidence.
     pub(crate) durable_through: Sequence,
+    /// The start that wrote the newest group of which the header can be read. 0: there is none.
+    pub(crate) incarnation: u32,
     pub(crate) survey: Survey,
 }
 
@@ -41,6 +44,8 @@ pub(crate) struct Survey {
     pub(crate) torn: Vec<u64>,
     /// Where there may have been a group behind the newest one.
     pub(crate) unreadable_tail: Option<u64>,
+    /// The superblock knows of groups behind the last one that is here.
+    pub(crate) ends_early: bool,
     /// Bad units that belong to no group that is needed: the first, and how many.
     pub(crate) stray: Option<(u64, usize)>,
 }
@@ -88,7 +93,12 @@ struct Found {
 }
 
 /// Scans the whole WAL. What can't be read counts as damaged.
-pub(crate) fn scan(disk: &mut dyn Disk, layout: &Layout, state: &VsrState, mutations: Mutations) -> Scan {
+pub(crate) fn scan(
+    disk: &mut dyn Disk,
+    layout: &Layout,
+    superblock: &Superblock,
+    mutations: Mutations,
+) -> Scan {
     let map = Map::read(disk, layout);
     let mut chain = map.chain(disk, layout);
     chain.reverse();
@@ -128,11 +138,25 @@ pub(crate) fn scan(disk: &mut dyn Disk, layout: &Layout, state: &VsrState, mutat
             }
         }
     }
+    // What was durable once does not end before its end.
+    let newest = groups.last().map(|group| group.link.sequence).unwrap_or_default();
+    survey.ends_early = newest < superblock.wal_durable;
+    uncertain |= survey.ends_early;
     survey.stray = map.stray_damage(&groups, &survey);
     let entries = merge(&groups);
-    let uncertain_from = uncertain.then(|| op_after_the_last_known(&entries, state));
+    let uncertain_from = uncertain.then(|| op_after_the_last_known(&entries, &superblock.state));
     let unevidenced = unevidenced(&groups, durable_through);
-    Scan { groups, entries, unevidenced, complete: !uncertain, uncertain_from, durable_through, survey }
+    let incarnation = map.newest().map_or(0, |header| header.link.sequence.incarnation);
+    Scan {
+        incarnation,
+        groups,
+        entries,
+        unevidenced,
+        complete: !uncertain,
+        uncertain_from,
+        durable_through,
+        survey,
+    }
 }
 
 enum Damaged {

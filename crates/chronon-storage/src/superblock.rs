@@ -15,6 +15,7 @@ use chronon_vsr::{
 
 use crate::buffer::Buffer;
 use crate::bytes::{Reader, Writer};
+use crate::group::Sequence;
 use crate::{Bytes, Disk, File, Identity, Step};
 
 /// Bytes of one copy.
@@ -29,7 +30,7 @@ const COPIES_TO_OPEN: usize = 2;
 const _: () = assert!(COPIES < COPIES_TO_WRITE + COPIES_TO_OPEN);
 
 /// The version of everything in a data directory.
-pub(crate) const FORMAT_VERSION: u32 = 2;
+pub(crate) const FORMAT_VERSION: u32 = 3;
 
 const MAGIC: [u8; 8] = *b"CHRONSUP";
 
@@ -71,6 +72,9 @@ pub(crate) struct Superblock {
     pub(crate) ring: Ring,
     /// Bytes of the WAL file.
     pub(crate) wal_size: u64,
+    /// Every group of the WAL through this one was durable when this superblock was written: a WAL that ends before it
+    /// is an older copy, or lost what it had flushed.
+    pub(crate) wal_durable: Sequence,
     pub(crate) state: VsrState,
 }
 
@@ -132,7 +136,9 @@ impl Superblock {
         w.u64(self.ring.slack);
         w.u64(self.ring.charge_max);
         w.u64(self.wal_size);
-        w.zeros(HEAD_SIZE - SHARED_START - 128);
+        w.u32(self.wal_durable.incarnation);
+        w.u64(self.wal_durable.count);
+        w.zeros(HEAD_SIZE - SHARED_START - 140);
         encode_state(&mut w, &self.state);
         w.finish();
     }
@@ -150,7 +156,8 @@ impl Superblock {
         let ring =
             Ring { log: r.u64()?, checkpoint_interval: r.u64()?, slack: r.u64()?, charge_max: r.u64()? };
         let wal_size = r.u64()?;
-        r.zeros(HEAD_SIZE - SHARED_START - 128)?;
+        let wal_durable = Sequence { incarnation: r.u32()?, count: r.u64()? };
+        r.zeros(HEAD_SIZE - SHARED_START - 140)?;
         let state = decode_state(&mut r)?;
         let identity = Identity { cluster, lineage, replica, disk };
         r.only_zeros_left().then_some(Superblock {
@@ -160,6 +167,7 @@ impl Superblock {
             incarnation,
             ring,
             wal_size,
+            wal_durable,
             state,
         })
     }
@@ -551,6 +559,7 @@ mod tests {
             incarnation: Incarnation::new(6),
             ring: Ring { log: 1, checkpoint_interval: 2, slack: 3, charge_max: 4 },
             wal_size: 8192,
+            wal_durable: Sequence { incarnation: 5, count: 0x0102_0304_0506 },
             state,
         }
     }
@@ -567,9 +576,9 @@ mod tests {
     fn the_bytes_of_a_superblock_never_change() {
         let mut bytes = vec![0; COPIES * COPY_SIZE];
         superblock(3).encode(&mut bytes);
-        assert_eq!(bytes[16..32], *b"CHRONSUP\x02\0\0\0\0\0\0\0");
-        assert_eq!(bytes[2 * COPY_SIZE + 16..2 * COPY_SIZE + 32], *b"CHRONSUP\x02\0\0\0\x02\0\0\0");
-        assert_eq!(Checksum::of(&bytes).to_string(), "7234c5aa");
+        assert_eq!(bytes[16..32], *b"CHRONSUP\x03\0\0\0\0\0\0\0");
+        assert_eq!(bytes[2 * COPY_SIZE + 16..2 * COPY_SIZE + 32], *b"CHRONSUP\x03\0\0\0\x02\0\0\0");
+        assert_eq!(Checksum::of(&bytes).to_string(), "12363944");
     }
 
     #[test]

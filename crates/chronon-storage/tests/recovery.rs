@@ -335,6 +335,47 @@ fn rot_in_free_space_behind_the_end_is_no_entry() {
 }
 
 /// A disk that refuses to read a part has lost that part, and no more.
+/// The file was replaced by an older copy, by zeros, or its device lost what it had flushed: a clean end that comes too
+/// early is no proof that nothing was there.
+#[test]
+fn a_log_that_ends_before_what_the_superblock_knows_durable_is_uncertain() {
+    let mut disk = formatted(3);
+    let (mut journal, recovered) = reopen(&mut disk);
+    let (mut numbers, mut chain) = (Numbers::new(), Chain::new(3));
+    append(&mut disk, &mut journal, &mut numbers, &chain.take(&[100, 600]));
+    evidence(&mut disk, &mut journal);
+    let older = disk.bytes(File::Wal).to_vec();
+    append(&mut disk, &mut journal, &mut numbers, &chain.take(&[300]));
+    journal.submit(Write::Superblock { number: WriteNumber::ZERO.next(), state: recovered.state });
+    drain(&mut disk, &mut journal);
+    for wal in [older.clone(), vec![0; older.len()]] {
+        let mut disk = disk.clone();
+        *disk.bytes_mut(File::Wal) = wal;
+        let (_, recovered) = reopen(&mut disk);
+        assert!(!recovered.scan_complete && recovered.uncertain_from.is_some());
+        // And it stays so after a crash, and the next clean scan.
+        let (_, again) = reopen(&mut disk);
+        assert!(!again.scan_complete && again.state.uncertain_from.is_some());
+    }
+    let (_, recovered) = reopen(&mut disk);
+    assert!(recovered.scan_complete);
+}
+
+#[test]
+fn a_superblock_older_than_the_log_is_refused() {
+    let mut disk = formatted(3);
+    let older = disk.bytes(File::Superblock).to_vec();
+    let (mut journal, _) = reopen(&mut disk);
+    append(&mut disk, &mut journal, &mut Numbers::new(), &Chain::new(3).take(&[100]));
+    *disk.bytes_mut(File::Superblock) = older;
+    let before = disk.clone();
+    match open(&mut disk, Expect::default(), Mutations::NONE) {
+        Err(OpenError::SuperblockOlder { known, found: 1 }) => assert_eq!(known.count(), 0),
+        other => panic!("{:?}", other.map(|_| ())),
+    }
+    assert!(disk == before);
+}
+
 #[test]
 fn a_read_error_is_damage_of_what_was_read() {
     struct Unreadable(MemoryDisk, u64);

@@ -41,15 +41,15 @@ fn data_of_another_cluster_or_replica_is_refused() {
     let mut disk = formatted(3);
     let before = disk.clone();
     let other = ClusterId::new(0xbad);
-    let error = open_error(&mut disk, Expect { cluster: Some(other), replica: None });
+    let error = open_error(&mut disk, Expect { cluster: Some(other), ..Expect::default() });
     assert!(
         matches!(error, OpenError::WrongCluster { expected, found } if expected == other && found == CLUSTER)
     );
     let other = ReplicaId::new(2);
-    let error = open_error(&mut disk, Expect { cluster: Some(CLUSTER), replica: Some(other) });
+    let error = open_error(&mut disk, Expect { cluster: Some(CLUSTER), replica: Some(other), drawn: 0 });
     assert_eq!(error.to_string(), "the data is of replica 0, not of 2");
     assert!(disk == before, "a refusal changes nothing");
-    let right = Expect { cluster: Some(CLUSTER), replica: Some(ReplicaId::new(0)) };
+    let right = Expect { cluster: Some(CLUSTER), replica: Some(ReplicaId::new(0)), drawn: 0 };
     assert!(open(&mut disk, right, Mutations::NONE).is_ok());
 }
 

@@ -44,7 +44,8 @@ impl World {
         machine.paused = false;
         machine.deferred.clear();
         machine.failed = None;
-        let expect = Expect { cluster: Some(self.cluster), replica: Some(machine.id) };
+        let expect =
+            Expect { cluster: Some(self.cluster), replica: Some(machine.id), drawn: machine.life as u32 };
         let (journal, recovered) =
             match chronon_storage::open(&mut machine.disk, expect, self.config.mutations) {
                 Ok(opened) => opened,
