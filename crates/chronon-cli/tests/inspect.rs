@@ -73,7 +73,7 @@ async fn an_inspection_says_what_is_damaged_where_what_it_means_and_what_to_do()
 #[tokio::test]
 async fn an_inspection_of_the_only_replica_says_that_nobody_else_has_it() {
     let (_cluster, data) = used("inspect-alone", 1, 0).await;
-    flip(data.join("wal"), 450);
+    flip(data.join("wal"), 400);
     let (code, _, text) = inspected(&data);
     assert_eq!(code, 3, "{text}");
     assert!(text.contains("This is the only replica"), "{text}");

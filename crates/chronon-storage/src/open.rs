@@ -288,7 +288,9 @@ pub fn open(
     // The new incarnation is durable before anything is written in its name, and what the scan could not tell is
     // durable before a group may overwrite the place where it failed.
     let state = state_after(&superblock.state, &scan, mutations);
-    let next = Superblock { sequence: sequence_max + 1, parent: checksum, incarnation, state, ..superblock };
+    let wal_durable = superblock.wal_durable.max(scan.durable_through);
+    let (sequence, parent) = (sequence_max + 1, checksum);
+    let next = Superblock { sequence, parent, incarnation, wal_durable, state, ..superblock };
     let (steps, checksum) = next.steps_of_opening(held_by);
     let failed = |doing: &str| {
         let doing = doing.to_owned();

@@ -1,6 +1,7 @@
 //! Real processes on loopback, ended by us alone.
 #![allow(clippy::unwrap_used, dead_code, reason = "helpers of tests; each test uses some of them")]
 
+pub(crate) mod accounts;
 pub(crate) mod receiver;
 
 use std::io::{Read as _, Write as _};
@@ -81,19 +82,24 @@ struct Replica {
 impl Cluster {
     /// Makes a cluster; nothing runs yet.
     pub(crate) fn init(name: &str, replicas: usize) -> Cluster {
-        Cluster::made(name, replicas, &["init"])
+        Cluster::with_log(name, replicas, 32)
+    }
+
+    /// Makes a cluster whose log has so many MiB; nothing runs yet.
+    pub(crate) fn with_log(name: &str, replicas: usize, log_mib: u64) -> Cluster {
+        Cluster::made(name, replicas, &["init", "--log-mib", &log_mib.to_string()])
     }
 
     /// Makes a cluster from a backup; nothing runs yet.
     pub(crate) fn restored(name: &str, replicas: usize, backup: &str) -> Cluster {
-        Cluster::made(name, replicas, &["restore", "--from", backup])
+        Cluster::made(name, replicas, &["restore", "--from", backup, "--log-mib", "32"])
     }
 
     fn made(name: &str, replicas: usize, by: &[&str]) -> Cluster {
         let directory = Directory::new(name);
         let dir = directory.path("cluster");
         let count = replicas.to_string();
-        let made = chronon(&[by, &["--replicas", &count, "--dir", &dir, "--log-mib", "32"]].concat());
+        let made = chronon(&[by, &["--replicas", &count, "--dir", &dir]].concat());
         assert!(made.status.success(), "{}", stderr(&made));
         let ports = free_ports(replicas * 3);
         let port = |place: usize| ports[place];
@@ -150,20 +156,38 @@ impl Cluster {
     }
 
     pub(crate) fn start(&mut self, replica: usize) {
-        let log = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(self.directory.0.join(format!("replica-{replica}.log")))
-            .unwrap();
+        self.start_as(replica, &["start"]);
+    }
+
+    /// Starts a replica by this command, which is then given its configuration.
+    pub(crate) fn start_as(&mut self, replica: usize, command: &[&str]) {
+        let log = std::fs::File::options().create(true).append(true).open(self.log_path(replica)).unwrap();
         let Replica { config, child, .. } = &mut self.replicas[replica];
         let started = Command::new(env!("CARGO_BIN_EXE_chronon"))
-            .args(["start", "--config", config])
+            .args(command)
+            .args(["--config", config])
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
             .unwrap();
         *child = Some(started);
+    }
+
+    fn log_path(&self, replica: usize) -> PathBuf {
+        self.directory.0.join(format!("replica-{replica}.log"))
+    }
+
+    /// What a replica has printed, over all its lives.
+    pub(crate) fn printed(&self, replica: usize) -> String {
+        std::fs::read_to_string(self.log_path(replica)).unwrap_or_default()
+    }
+
+    /// Whether a replica has ended by itself, and if so with which code.
+    pub(crate) fn ended(&mut self, replica: usize) -> Option<i32> {
+        let status = self.replicas[replica].child.as_mut()?.try_wait().unwrap()?;
+        self.replicas[replica].child = None;
+        Some(status.code().expect("nobody killed it"))
     }
 
     /// SIGKILL.
