@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use chronon_server::{Addresses, Listen, ServerConfig};
 use chronon_vsr::{ClusterId, ReplicaId};
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use toml::{Table, Value};
 
 /// Variables that begin like this override the file: `__` goes one level down, case does not matter.
@@ -20,6 +21,7 @@ const ENVIRONMENT_PREFIX: &str = "CHRONON__";
 #[serde(deny_unknown_fields)]
 pub(crate) struct Config {
     /// The cluster, 32 hex digits. A data directory of another one is refused.
+    #[serde(default, deserialize_with = "cluster_id")]
     pub(crate) cluster: Option<String>,
     /// The replica. A data directory of another one is refused.
     pub(crate) replica: Option<u8>,
@@ -51,7 +53,9 @@ pub(crate) struct ListenConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ReplicaConfig {
+    #[serde(deserialize_with = "host_and_port")]
     pub(crate) peer: String,
+    #[serde(deserialize_with = "host_and_port")]
     pub(crate) client: String,
 }
 
@@ -59,8 +63,11 @@ pub(crate) struct ReplicaConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TimingConfig {
+    #[serde(default, deserialize_with = "millis::<1, 10_000, _>")]
     pub(crate) heartbeat_ms: Option<u64>,
+    #[serde(default, deserialize_with = "millis::<10, 60_000, _>")]
     pub(crate) suspicion_min_ms: Option<u64>,
+    #[serde(default, deserialize_with = "millis::<10, 60_000, _>")]
     pub(crate) view_change_patience_ms: Option<u64>,
 }
 
@@ -70,6 +77,37 @@ pub(crate) struct TimingConfig {
 pub(crate) struct CheckpointsConfig {
     pub(crate) write_mib_per_second: Option<NonZeroU32>,
     pub(crate) transfer_mib_per_second: Option<NonZeroU32>,
+}
+
+/// Whole milliseconds from `MIN` to `MAX`: with less the replicas would do nothing but beat, with more nobody would
+/// notice a failure.
+fn millis<'de, const MIN: u64, const MAX: u64, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<u64>, D::Error> {
+    let value = Value::deserialize(from)?;
+    let millis = value.as_integer().and_then(|value| u64::try_from(value).ok());
+    match millis.filter(|millis| (MIN..=MAX).contains(millis)) {
+        Some(millis) => Ok(Some(millis)),
+        None => Err(D::Error::custom(format!("{value} is none of {MIN} to {MAX} whole milliseconds"))),
+    }
+}
+
+fn cluster_id<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    let text = String::deserialize(from)?;
+    if text.len() == 32 && u128::from_str_radix(&text, 16).is_ok() {
+        return Ok(Some(text));
+    }
+    Err(D::Error::custom(format!("{text:?} is not 32 hex digits")))
+}
+
+/// A host that is not there is not looked up before it is dialled; but something must be meant as one.
+fn host_and_port<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    let text = String::deserialize(from)?;
+    let parts = text.rsplit_once(':').filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    match parts {
+        Some(_) => Ok(text),
+        None => Err(D::Error::custom(format!("{text:?} is not host:port, with a port of 0 to 65535"))),
+    }
 }
 
 impl CheckpointsConfig {
@@ -105,7 +143,7 @@ impl Config {
         for (source, path, value) in prefixed.chain(flagged) {
             set(&mut table, &path, &value).with_context(|| source.clone())?;
             config = Config::deserialize(Value::Table(table.clone()))
-                .map_err(|error| anyhow::anyhow!("{source}: {}", hint(error.message())))?;
+                .map_err(|error| anyhow::anyhow!("{source} = {value:?}: {}", hint(error.message())))?;
         }
         if config.data.is_relative() {
             config.data = path.parent().unwrap_or(Path::new(".")).join(&config.data);
@@ -176,7 +214,11 @@ fn explain(path: &Path, text: &str, error: &toml::de::Error) -> String {
     let before = &text[..span.start.min(text.len())];
     let line = before.matches('\n').count() + 1;
     let column = before.len() - before.rfind('\n').map_or(0, |newline| newline + 1) + 1;
-    format!("{}:{line}:{column}: {message}", path.display())
+    // The line says which key it is, where the message does not.
+    let key =
+        text.lines().nth(line - 1).and_then(|line| line.split_once('=')).map_or("", |(key, _)| key.trim());
+    let key = if key.is_empty() || message.contains(key) { String::new() } else { format!("{key}: ") };
+    format!("{}:{line}:{column}: {key}{message}", path.display())
 }
 
 /// Serde's words on an unknown key, with the nearest one that there is.
@@ -271,9 +313,9 @@ client = "127.0.0.1:7101"
     #[test]
     fn a_value_of_the_wrong_kind_is_told_with_its_place() {
         let error = load("kind", &GOOD.replace("replica = 1", "replica = \"one\""), &[], &[]).unwrap_err();
-        assert!(error.contains("chronon.toml:2:11: invalid type: string \"one\""), "{error}");
+        assert!(error.contains("chronon.toml:2:11: replica: invalid type: string \"one\""), "{error}");
         let error = load("address", &GOOD.replace("127.0.0.1:7112", "localhost"), &[], &[]).unwrap_err();
-        assert!(error.contains("chronon.toml:8:8: invalid socket address"), "{error}");
+        assert!(error.contains("chronon.toml:8:8: http: invalid socket address"), "{error}");
     }
 
     #[test]
@@ -284,7 +326,10 @@ client = "127.0.0.1:7101"
         assert_eq!(config.replica, Some(3));
         assert_eq!(config.listen.http, Some("0.0.0.0:80".parse().unwrap()));
         let error = load("variable", GOOD, &[("CHRONON__LISTEN__HTPP", "x")], &[]).unwrap_err();
-        assert!(error.contains("the variable CHRONON__LISTEN__HTPP: unknown key \"htpp\""), "{error}");
+        assert!(
+            error.contains("the variable CHRONON__LISTEN__HTPP = \"x\": unknown key \"htpp\""),
+            "{error}"
+        );
         assert!(error.contains("did you mean \"http\"?"), "{error}");
     }
 

@@ -1,7 +1,7 @@
 //! `chronon inspect`: what a stopped or damaged data directory holds, what that means, and what to do.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use chronon_storage::{
@@ -46,7 +46,7 @@ pub(crate) fn run(arguments: &InspectArguments) -> anyhow::Result<ExitCode> {
 }
 
 /// Opens a data directory for reading, or says why that is not possible.
-pub(crate) fn open(path: &PathBuf) -> anyhow::Result<ReadOnlyDirectory> {
+pub(crate) fn open(path: &Path) -> anyhow::Result<ReadOnlyDirectory> {
     ReadOnlyDirectory::open(path).map_err(|error| match error {
         OpenError::Locked { path } => anyhow::anyhow!(
             "{} is in use by a replica, and what is being written can't be judged: stop the replica first, or ask \

@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use support::{Cluster, chronon, stderr, stdout};
 
@@ -21,7 +21,7 @@ async fn used(name: &str, replicas: usize, stopped: usize) -> (Cluster, PathBuf)
     (cluster, data)
 }
 
-fn inspected(data: &PathBuf) -> (i32, serde_json::Value, String) {
+fn inspected(data: &Path) -> (i32, serde_json::Value, String) {
     let data = data.to_str().unwrap();
     let json = chronon(&["inspect", "--data", data, "--json"]);
     let text = chronon(&["inspect", "--data", data]);

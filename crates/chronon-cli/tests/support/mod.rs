@@ -11,7 +11,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use chronon_client::{Connection, ConnectionLimits};
-use chronon_vsr::Prng;
+use chronon_vsr::{ClusterId, Prng};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// How long anything may take before a test gives up on it.
@@ -74,6 +74,7 @@ pub(crate) struct Cluster {
 
 struct Replica {
     config: String,
+    peer: String,
     client: String,
     http: String,
     child: Option<Child>,
@@ -115,6 +116,7 @@ impl Cluster {
                 std::fs::write(&config, text).unwrap();
                 Replica {
                     config,
+                    peer: format!("127.0.0.1:{}", port(replica * 3)),
                     client: format!("127.0.0.1:{}", port(replica * 3 + 1)),
                     http: format!("http://127.0.0.1:{}", port(replica * 3 + 2)),
                     child: None,
@@ -143,6 +145,24 @@ impl Cluster {
         Path::new(self.config(replica)).with_file_name("data")
     }
 
+    /// The cluster's identity.
+    pub(crate) fn id(&self) -> ClusterId {
+        let text = std::fs::read_to_string(self.config(0)).unwrap();
+        let id =
+            text.lines().find_map(|line| line.strip_prefix("cluster = \"")).unwrap().trim_end_matches('"');
+        ClusterId::new(u128::from_str_radix(id, 16).unwrap())
+    }
+
+    /// Where a replica listens for others.
+    pub(crate) fn peer(&self, replica: usize) -> &str {
+        &self.replicas[replica].peer
+    }
+
+    /// Where a replica's HTTP API is, without a scheme.
+    pub(crate) fn http(&self, replica: usize) -> &str {
+        self.replicas[replica].http.strip_prefix("http://").unwrap()
+    }
+
     pub(crate) fn clients(&self) -> Vec<String> {
         self.replicas.iter().map(|replica| replica.client.clone()).collect()
     }
@@ -163,10 +183,12 @@ impl Cluster {
     pub(crate) fn start_as(&mut self, replica: usize, command: &[&str]) {
         let log = std::fs::File::options().create(true).append(true).open(self.log_path(replica)).unwrap();
         let Replica { config, child, .. } = &mut self.replicas[replica];
+        // An internal one ends when its standard input does.
+        let internal = command.iter().any(|word| word.starts_with("internal"));
         let started = Command::new(env!("CARGO_BIN_EXE_chronon"))
             .args(command)
             .args(["--config", config])
-            .stdin(Stdio::null())
+            .stdin(if internal { Stdio::piped() } else { Stdio::null() })
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
@@ -224,9 +246,8 @@ impl Cluster {
 
     /// One of the numbers that a replica counts, as its `/metrics` show it.
     pub(crate) fn metric(&self, replica: usize, name: &str) -> u64 {
-        let address = self.replicas[replica].http.strip_prefix("http://").unwrap();
-        let mut stream = TcpStream::connect(address).unwrap();
-        write!(stream, "GET /metrics HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").unwrap();
+        let mut stream = TcpStream::connect(self.http(replica)).unwrap();
+        write!(stream, "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
