@@ -286,7 +286,8 @@ impl Promises {
             | Payload::Forward { .. }
             | Payload::GetChunk { .. }
             | Payload::Chunk { .. }
-            | Payload::MissingChunk { .. } => Ok(()),
+            | Payload::MissingChunk { .. }
+            | Payload::Refused { .. } => Ok(()),
         }
     }
 
