@@ -44,8 +44,7 @@ impl World {
         machine.paused = false;
         machine.deferred.clear();
         machine.failed = None;
-        let expect =
-            Expect { cluster: Some(self.cluster), replica: Some(machine.id), drawn: machine.life as u32 };
+        let expect = Expect { cluster: Some(self.cluster), replica: Some(machine.id), drawn: machine.life };
         let (journal, recovered) =
             match chronon_storage::open(&mut machine.disk, expect, self.config.mutations) {
                 Ok(opened) => opened,
