@@ -164,7 +164,7 @@ async fn a_client_of_another_cluster_is_told_so() {
     }
     let options =
         ClientOptions { cluster: Some(1), timeout: Duration::from_secs(2), ..ClientOptions::default() };
-    let error = Client::connect([address], options).await.err().expect("no session").to_string();
+    let error = Client::connect([address], options).await.expect_err("no session").to_string();
     assert!(error.contains("cluster"), "{error}");
 }
 
