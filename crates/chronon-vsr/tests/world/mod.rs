@@ -291,8 +291,8 @@ impl Cluster {
         assert!(!self.is_up(i));
         let host = &mut self.hosts[i];
         host.life += 1;
-        let drawn = u32::try_from(host.life).unwrap();
-        host.disk.incarnation = host.disk.incarnation.next(drawn).unwrap();
+        let drawn = u32::try_from(host.life).expect("few lives");
+        host.disk.incarnation = host.disk.incarnation.next(drawn).expect("few starts");
         host.executed = Applied { op: Op::ROOT, digest: Digest(0) };
         host.last_timestamp = Timestamp::ZERO;
         host.freeze_due = None;

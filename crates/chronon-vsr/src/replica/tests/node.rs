@@ -278,7 +278,7 @@ impl Node {
     fn restart(&mut self, rots: Option<Op>) {
         let disk = &mut self.disk;
         disk.queue.clear();
-        disk.incarnation = disk.incarnation.next();
+        disk.incarnation = disk.incarnation.next(0).expect("few starts");
         disk.rotten.extend(disk.wal.keys().filter(|entry| Some(entry.op) == rots));
         self.executed = OpRef { op: Op::ROOT, ..self.replica.log.base() };
         let now = self.now();
@@ -398,7 +398,8 @@ impl Node {
             | Payload::Forward { .. }
             | Payload::GetChunk { .. }
             | Payload::Chunk { .. }
-            | Payload::MissingChunk { .. } => {}
+            | Payload::MissingChunk { .. }
+            | Payload::Refused { .. } => {}
         }
         Ok(())
     }
@@ -456,7 +457,8 @@ fn of_interest(mut message: Message) -> Option<Message> {
         | Payload::Forward { .. }
         | Payload::GetChunk { .. }
         | Payload::Chunk { .. }
-        | Payload::MissingChunk { .. } => return None,
+        | Payload::MissingChunk { .. }
+        | Payload::Refused { .. } => return None,
         Payload::Prepare { .. }
         | Payload::StartViewChange { .. }
         | Payload::DoViewChange { .. }
