@@ -25,7 +25,7 @@ fn nothing_is_lost(bounds: Bounds, at_least: usize) {
 
 #[test]
 fn nothing_is_lost_in_a_view_change_whoever_suspects_whom_and_whatever_arrives() {
-    nothing_is_lost(Bounds { ops: 1, views: 1, suspicions: 2, ..NOTHING }, 3_000_000);
+    nothing_is_lost(Bounds { ops: 1, views: 1, suspicions: 1, ..NOTHING }, 800_000);
 }
 
 #[test]
@@ -43,6 +43,7 @@ fn nothing_is_lost_of_two_replicas_that_crash() {
 #[test]
 fn nothing_is_lost_in_deeper_searches_where_they_are_asked_for() {
     if std::env::var_os("CHRONON_DEEP").is_some() {
+        nothing_is_lost(Bounds { ops: 1, views: 1, suspicions: 2, ..NOTHING }, 3_000_000);
         nothing_is_lost(Bounds { ops: 1, views: 1, suspicions: 1, crashes: 1, ..NOTHING }, 5_000_000);
         nothing_is_lost(Bounds { ops: 2, views: 1, suspicions: 1, ..NOTHING }, 5_000_000);
     }

@@ -155,17 +155,6 @@ impl Search {
         search.seen.insert(fingerprint(&first));
         search.ways.push((0, 0, Action::Tick));
         while let Some((number, state)) = next.pop_front() {
-            if number % 500_000 == 0 {
-                std::eprintln!(
-                    "{number} nodes {} msgs {} depth {}",
-                    search.nodes.len(),
-                    search.messages.len(),
-                    search.way_to(number).len()
-                );
-            }
-            if number > 3_000_000 {
-                break;
-            }
             let reached = &mut |search: &mut Search, node: usize, action: Action, state: State| {
                 if search.seen.insert(fingerprint(&state)) {
                     next.push_back((search.ways.len() as u32, state));
