@@ -6,10 +6,9 @@ mod support;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
-use support::{Directory, PATIENCE, chronon, stderr, stdout};
+use support::{Directory, chronon, processes_in, stderr, stdout, until_processes};
 
 fn command(temporary: &Directory, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_chronon"));
@@ -39,26 +38,6 @@ fn demo(name: &str, arguments: &[&str]) -> (Option<i32>, serde_json::Value) {
     }
     assert_eq!(processes_in(&temporary.0), 0);
     (output.status.code(), receipt)
-}
-
-/// How many processes were started for something in this directory.
-fn processes_in(directory: &Path) -> usize {
-    let directory = directory.to_str().unwrap();
-    let commands = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
-        let command = std::fs::read(entry.ok()?.path().join("cmdline")).ok()?;
-        Some(String::from_utf8_lossy(&command).into_owned())
-    });
-    commands.filter(|command| command.contains("internal-") && command.contains(directory)).count()
-}
-
-fn until_processes(directory: &Path, count: usize) {
-    let began = Instant::now();
-    while processes_in(directory) != count {
-        let seen = processes_in(directory);
-        assert!(began.elapsed() < PATIENCE, "{seen} processes, and not {count}");
-        // sleeps: between two looks at the processes there are.
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
 }
 
 /// Starts a demo that would go on for long, and sends it a signal once its three replicas and its receiver run.

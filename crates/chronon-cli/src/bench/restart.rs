@@ -19,6 +19,9 @@ use crate::output::{Progress, table};
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Between two looks at a replica that comes back.
 const LOOK: Duration = Duration::from_millis(2);
+/// Commands behind the bank's accounts at a time, and at most: they make a checkpoint due.
+const BEHIND: u64 = 20_000;
+const BEHIND_MAX: u64 = 20_000_000;
 /// Small commands a second that replay must reach, where a row replayed enough to tell.
 const REPLAY_BAR: u64 = 300_000;
 const REPLAYED_MIN: u64 = 100_000;
@@ -34,7 +37,7 @@ pub(crate) struct RestartArguments {
     /// Lengths of history, in commands, ascending: a restart is measured at each
     #[arg(long, value_delimiter = ',', default_value = "100000,1000000")]
     commands: Vec<u64>,
-    /// Accounts of a bank that is restarted too, as a machine with much state; 0: none
+    /// Accounts of a bank that is restarted too, from a checkpoint that has them all; 0: none
     #[arg(long, default_value_t = 1_000_000)]
     accounts: u64,
     /// Log of each replica, in MiB. About half of it lies between two checkpoints
@@ -55,7 +58,7 @@ struct Figures {
 /// One restart.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 struct Row {
-    /// `counter`: small commands, a state of a few bytes. `bank`: each command made an account.
+    /// `counter`: small commands, a state of a few bytes. `bank`: a state of so many accounts.
     machine: &'static str,
     /// Commands in all of its history.
     commands: u64,
@@ -143,8 +146,22 @@ async fn counter(
 
 async fn bank(cluster: &mut LocalCluster, accounts: u64, progress: &Progress) -> anyhow::Result<Row> {
     let clients = connect::<Bank>(cluster.client_addresses(), CONNECTIONS_MAX).await?;
-    submit_each(&clients, accounts, |account| Command::Open { account, balance: 1 }).await?;
-    restart(cluster, "bank", accounts, progress).await
+    let open = |account| Command::Open { account, balance: 1 };
+    submit_each(&clients, accounts, open).await?;
+    let mut commands = accounts;
+    let (primary, status) = cluster.lead().await?;
+    let backup = (primary + 1) % cluster.len();
+    // Commands that change nothing, until there is a checkpoint that has all accounts.
+    let until = commands + BEHIND_MAX;
+    while cluster.status(backup).await?.checkpoint < status.commit {
+        anyhow::ensure!(
+            commands < until,
+            "no checkpoint after {BEHIND_MAX} more commands: use a smaller --log-mib"
+        );
+        submit_each(&clients, BEHIND, move |number| open(number % accounts)).await?;
+        commands += BEHIND;
+    }
+    restart(cluster, "bank", commands, progress).await
 }
 
 async fn restart(

@@ -53,6 +53,27 @@ impl Drop for Directory {
     }
 }
 
+/// How many processes were started for something in this directory.
+pub(crate) fn processes_in(directory: &Path) -> usize {
+    let directory = directory.to_str().unwrap();
+    let commands = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let command = std::fs::read(entry.ok()?.path().join("cmdline")).ok()?;
+        Some(String::from_utf8_lossy(&command).into_owned())
+    });
+    commands.filter(|command| command.contains("internal-") && command.contains(directory)).count()
+}
+
+/// Waits until there are so many of them.
+pub(crate) fn until_processes(directory: &Path, count: usize) {
+    let began = Instant::now();
+    while processes_in(directory) != count {
+        let seen = processes_in(directory);
+        assert!(began.elapsed() < PATIENCE, "{seen} processes, and not {count}");
+        // sleeps: between two looks at the processes there are.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
 /// Free ports below the range that ports of outgoing connections are drawn from: one of those could take the port of a
 /// replica that is down for a moment.
 fn free_ports(count: usize) -> Vec<u16> {
