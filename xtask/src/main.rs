@@ -27,7 +27,7 @@ enum Task {
         /// Only tests whose name contains this
         filter: Option<String>,
     },
-    /// All of CI: format, tidy, lints, docs and the tests. Changes no file
+    /// All of CI: format, tidy, lints, docs, the tests and a share of the simulator's seeds. Changes no file
     Ci,
     /// Formats the workspace
     Fix,
@@ -35,6 +35,18 @@ enum Task {
     Mutants {
         /// Only these mutations, by name
         only: Vec<String>,
+    },
+    /// Seeds of the simulator, beginning with one that the commit names: another share with every commit
+    Sim {
+        /// For how long
+        #[arg(long, default_value_t = tasks::SIM_MINUTES)]
+        minutes: u64,
+    },
+    /// A long run of the simulator: so many seeds, beginning with one that the commit names
+    Soak {
+        /// How many seeds
+        #[arg(long, default_value_t = 20_000)]
+        seeds: u64,
     },
     /// Checks what neither the compiler nor clippy can: arrows between crates, words, docs against code
     Tidy,
@@ -47,6 +59,8 @@ fn main() -> ExitCode {
         Task::Ci => tasks::ci(&root),
         Task::Fix => tasks::fix(&root),
         Task::Mutants { only } => tasks::mutants(&root, &only),
+        Task::Sim { minutes } => tasks::sim(&root, minutes),
+        Task::Soak { seeds } => tasks::soak(&root, seeds),
         Task::Tidy => tasks::tidy(&root),
     };
     match done {

@@ -24,7 +24,7 @@ pub(crate) fn test(root: &Path, filter: Option<&str>) -> Result<()> {
 /// All of CI. The cheap steps come first, and the tree is the same before and after.
 pub(crate) fn ci(root: &Path) -> Result<()> {
     let nextest = has_nextest(root);
-    let mut steps = Steps::new(if nextest { 9 } else { 8 });
+    let mut steps = Steps::new(if nextest { 10 } else { 9 });
     let before = changes(root)?;
     steps.step("format", || run(cargo(root, &["fmt", "--all", "--", "--check"])))?;
     steps.step("tidy", || tidy(root))?;
@@ -46,6 +46,7 @@ pub(crate) fn ci(root: &Path) -> Result<()> {
         run(doc)
     })?;
     test_steps(root, &mut steps, nextest, None)?;
+    steps.step("simulation", || sim(root, SIM_MINUTES))?;
     steps.step("the tree is unchanged", || {
         let after = changes(root)?;
         if before != after {
@@ -63,6 +64,37 @@ pub(crate) fn mutants(root: &Path, only: &[String]) -> Result<()> {
         cargo(root, &["run", "--quiet", "-p", "chronon-cli", "--all-features", "--locked", "--"]);
     mutants.args(["sim", "mutants"]).args(only);
     run(mutants)
+}
+
+/// How long CI's share of the simulator's seeds runs.
+pub(crate) const SIM_MINUTES: u64 = 5;
+
+/// Every so many seeds one is run twice, and the traces are compared byte for byte.
+const TWICE_EVERY: &str = "50";
+
+/// As many seeds as there is time for, from one that the commit names.
+pub(crate) fn sim(root: &Path, minutes: u64) -> Result<()> {
+    simulate(root, &["--minutes", &minutes.to_string()])
+}
+
+/// So many seeds, from one that the commit names, whatever some of them find.
+pub(crate) fn soak(root: &Path, seeds: u64) -> Result<()> {
+    simulate(root, &["--seeds", &seeds.to_string(), "--keep-going"])
+}
+
+fn simulate(root: &Path, how_many: &[&str]) -> Result<()> {
+    let mut head = Command::new("git");
+    head.args(["rev-parse", "HEAD"]).current_dir(root);
+    let from = seed_of(output(head)?.trim());
+    let mut sim = cargo(root, &["run", "--quiet", "-p", "chronon-cli", "--all-features", "--locked", "--"]);
+    sim.args(["sim", "run", "--twice-every", TWICE_EVERY, "--from", &from.to_string()]).args(how_many);
+    run(sim)
+}
+
+/// The seed that a commit names: so that every commit runs others, and anybody can run them again.
+fn seed_of(commit: &str) -> u64 {
+    let digits: String = commit.chars().take(10).collect();
+    u64::from_str_radix(&digits, 16).unwrap_or(0)
 }
 
 /// Formats the workspace.
@@ -134,4 +166,16 @@ fn changes(root: &Path) -> Result<String> {
     let mut status = Command::new("git");
     status.args(["status", "--porcelain"]).current_dir(root);
     output(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_commit_names_a_seed_of_its_own() {
+        assert_eq!(seed_of("0000000010ffffffffffffffffffffffffffffff"), 16);
+        assert_ne!(seed_of("a3fd52b6ad42"), seed_of("a3fd52b6ae42"));
+        assert_eq!(seed_of("no commit"), 0);
+    }
 }

@@ -85,6 +85,9 @@ pub(crate) struct RunArguments {
     /// Worlds at once; all cores unless given
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     jobs: Option<u16>,
+    /// Run every so many seeds' one twice, and compare the traces byte for byte; 0 for none
+    #[arg(long, value_name = "SEEDS", default_value_t = 0)]
+    twice_every: u64,
     /// Go on after a failure
     #[arg(long)]
     keep_going: bool,
@@ -156,7 +159,7 @@ fn run_seeds(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
         (None, None) => arguments.from..arguments.from.saturating_add(arguments.seeds),
     };
     let until = arguments.minutes.map(|minutes| Duration::from_secs(60 * minutes));
-    let swarm = arguments.fixed.swarm(TraceMode::Fingerprint);
+    let swarm = Swarm { twice_every: arguments.twice_every, ..arguments.fixed.swarm(TraceMode::Fingerprint) };
     let mut tally = Tally::new(until.is_none().then(|| seeds.end - seeds.start), until);
     let failures = swarm.run_seeds_on(jobs(arguments.jobs), seeds, |report| {
         tally.count(report);
@@ -285,6 +288,7 @@ fn exit_code(report: &Report) -> ExitCode {
             Checker::Commits
             | Checker::Promises
             | Checker::Time
+            | Checker::Twice
             | Checker::Digest
             | Checker::Checkpoints
             | Checker::Sessions

@@ -28,7 +28,7 @@ impl Swarm {
                 scope.spawn(move || {
                     while !stop.load(Ordering::Relaxed) {
                         let seed = next.fetch_add(1, Ordering::Relaxed);
-                        if end <= seed || sender.send(self.run_seed(seed)).is_err() {
+                        if end <= seed || sender.send(self.run_and_compare(seed)).is_err() {
                             return;
                         }
                     }

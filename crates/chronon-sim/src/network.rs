@@ -153,6 +153,11 @@ impl Network {
         std::mem::take(&mut self.held)
     }
 
+    /// Holds these, after what is held already.
+    pub(crate) fn hold(&mut self, envelopes: Vec<Envelope>) {
+        self.held.extend(envelopes);
+    }
+
     pub(crate) fn held(&self) -> &[Envelope] {
         &self.held
     }

@@ -6,7 +6,7 @@ use chronon_vsr::{Duration, Event, Payload, Prng, Quorums, ReplicaId, Role};
 
 use crate::trace::Who;
 use crate::world::index;
-use crate::{Fate, Fault, Menu, SinkBehaviour, Violation, World};
+use crate::{Envelope, Fate, Fault, Menu, SinkBehaviour, Violation, World};
 
 /// How long a plot waits for its moment.
 const PATIENCE: Duration = Duration::from_millis(400);
@@ -332,18 +332,33 @@ impl Stage<'_> {
     }
 
     fn dam(&mut self) -> Played {
-        let mut own = self.prng.fork();
-        let longest = self.prng.between(50, 1_500);
-        self.world.network.set_filter(Some(Box::new(move |envelope| match envelope.message.payload {
-            Payload::PrepareOk { .. } if own.chance(7, 8) => {
-                Fate::Delay(Duration::from_millis(own.below(longest)))
-            }
+        self.world.network.set_filter(Some(Box::new(|envelope| match envelope.message.payload {
+            Payload::PrepareOk { .. } => Fate::Hold,
             _ => Fate::Pass,
         })));
-        let times = self.world.replicas().len() as u64 + self.prng.below(3);
-        let played = self.step_downs(times, false);
+        let pause = self.millis(1, 30);
+        let played = self.run(pause).and_then(|()| self.old_acks_first());
         self.world.network.set_filter(None);
+        self.world.release_held();
         played
+    }
+
+    /// One primary after the other steps down while no ack arrives. Who leads for the second time hears what it was
+    /// acked the first time, before anything that it is acked now.
+    fn old_acks_first(&mut self) -> Played {
+        let times = 2 * self.world.replicas().len() as u64 + 1;
+        for _ in 0..times {
+            self.step_downs(1, false)?;
+            let Some(leader) = self.world.leaders().last() else { break };
+            let Some(stamp) = self.world.replica(leader).map(chronon_vsr::Replica::stamp) else { break };
+            let is_old = |held: &Envelope| held.to == leader && held.message.stamp < stamp;
+            let (old, rest): (Vec<_>, Vec<_>) = self.world.network.take_held().into_iter().partition(is_old);
+            self.world.network.hold(rest);
+            self.world.deliver_now(old);
+            let pause = self.micros(100, 3_000);
+            self.run(pause)?;
+        }
+        Ok(())
     }
 
     fn sleepwalker(&mut self) -> Played {

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use chronon_kernel::{EffectFilter, Parked, RequestResult};
-use chronon_vsr::{Duration, Instant, Mutations, Prng, ReplicaId, Ring};
+use chronon_vsr::{Duration, Instant, Mutations, Prng, Quorums, ReplicaId, Ring};
 
 use crate::plot::Plot;
 use crate::{
@@ -288,6 +288,8 @@ pub struct Swarm {
     pub calls: Option<u32>,
     /// Whether lines are kept.
     pub trace: TraceMode,
+    /// Every so many seeds one is run twice, and the two stories are compared byte for byte. Zero: never.
+    pub twice_every: u64,
 }
 
 impl Swarm {
@@ -302,6 +304,7 @@ impl Swarm {
             clients: None,
             calls: None,
             trace: TraceMode::Fingerprint,
+            twice_every: 0,
         }
     }
 
@@ -313,6 +316,29 @@ impl Swarm {
     /// The default swarm of registers, whose histories are judged by what clients saw alone.
     pub fn registers() -> Swarm {
         Swarm { body_size_max: 8 * 1024, ..Swarm::of(|prng| Box::new(RegisterWorkload::draw(prng))) }
+    }
+
+    /// Runs one seed, and now and then once more, to see that it tells the same story.
+    pub(crate) fn run_and_compare(&self, seed: u64) -> Report {
+        if self.twice_every == 0 || !seed.is_multiple_of(self.twice_every) {
+            return self.run_seed(seed);
+        }
+        let swarm = Swarm { trace: TraceMode::Lines, ..self.clone() };
+        let (mut report, again) = (swarm.run_seed(seed), swarm.run_seed(seed));
+        if report.failure.is_none()
+            && (report.trace != again.trace || report.fingerprint != again.fingerprint)
+        {
+            let differs = report.trace.iter().zip(&again.trace).find(|(one, other)| one != other);
+            let what = differs.map_or_else(
+                || format!("one run has {} lines, the other {}", report.trace.len(), again.trace.len()),
+                |(one, other)| format!("once {one:?}, then {other:?}"),
+            );
+            report.failure = Some((Phase::Quiet, Violation::new(Checker::Twice, what)));
+        }
+        if self.trace == TraceMode::Fingerprint {
+            report.trace = Vec::new();
+        }
+        report
     }
 
     /// Runs one seed.
@@ -390,7 +416,7 @@ impl Swarm {
     pub fn run_seeds(&self, seeds: Range<u64>, mut progress: impl FnMut(&Report) -> bool) -> Vec<Report> {
         let mut failures = Vec::new();
         for seed in seeds {
-            let report = self.run_seed(seed);
+            let report = self.run_and_compare(seed);
             let go_on = progress(&report);
             if report.failure.is_some() {
                 failures.push(report);
@@ -593,16 +619,66 @@ impl Run {
         Ok(())
     }
 
-    /// Everything heals; everything must come to an end.
+    /// A core heals, everything else is broken for good: whatever was asked for must come to an end. Then the rest heals
+    /// too, and must catch up.
     fn liveness(&mut self, world: &mut World) -> Result<(), Violation> {
+        if self.prng.chance(2, 3) {
+            let outside = self.outside(world);
+            self.heal(world);
+            for replica in &outside {
+                world.forsake(*replica);
+                self.faults += 1;
+                match self.prng.below(4) {
+                    0 => world.inflict(Fault::Kill(*replica)),
+                    1 => world.inflict(Fault::Pause(*replica)),
+                    2 => self.cut_off(world, *replica, true),
+                    _ => self.cut_off(world, *replica, false),
+                }
+            }
+            Run::until_quiet(world, "with what is left of the cluster")?;
+            for replica in outside {
+                world.welcome(replica);
+            }
+        }
         self.heal(world);
+        Run::until_quiet(world, "when everything has healed")
+    }
+
+    /// Who is not in the core: so few that a quorum of every kind is left, and first the one whose disk rots, for what it
+    /// lost the others hold between them.
+    fn outside(&mut self, world: &World) -> Vec<ReplicaId> {
+        let mut replicas = world.replicas();
+        let quorums = Quorums::of(replicas.len());
+        let most = replicas.len() - quorums.view_change.max(quorums.replication);
+        let mut outside = Vec::new();
+        if self.menu.rot && 0 < most {
+            outside.push(self.victim);
+            replicas.retain(|replica| *replica != self.victim);
+        }
+        while outside.len() < most && self.prng.chance(3, 4) {
+            outside.push(replicas.swap_remove(self.prng.below(replicas.len() as u64) as usize));
+        }
+        outside
+    }
+
+    /// Nobody hears a replica any more, nor, if `both` ways, does it hear anybody.
+    fn cut_off(&self, world: &mut World, replica: ReplicaId, both: bool) {
+        for other in world.replicas().into_iter().filter(|other| *other != replica) {
+            world.inflict(Fault::Cut(replica, other));
+            if both {
+                world.inflict(Fault::Cut(other, replica));
+            }
+        }
+    }
+
+    fn until_quiet(world: &mut World, when: &str) -> Result<(), Violation> {
         let end = world.now() + LIVENESS_MAX;
         loop {
             run(world, Duration::from_millis(100))?;
             match world.is_quiet() {
                 Ok(()) => return Ok(()),
                 Err(why) if end <= world.now() => {
-                    let what = format!("{LIVENESS_MAX:?} after the healing {why}");
+                    let what = format!("{LIVENESS_MAX:?} after the healing, {when}: {why}");
                     return Err(Violation::new(Checker::Liveness, what));
                 }
                 Err(_) => {}

@@ -305,6 +305,11 @@ impl World {
         self.machines[index(replica)].forsaken = true;
     }
 
+    /// A replica that was declared gone belongs to the cluster again.
+    pub(crate) fn welcome(&mut self, replica: ReplicaId) {
+        self.machines[index(replica)].forsaken = false;
+    }
+
     /// Lets the next thing happen. False when nothing ever will, or a judge has objected.
     pub fn step(&mut self) -> bool {
         if self.violation.is_some() {

@@ -53,6 +53,8 @@ pub enum Checker {
     Open,
     /// The code under test panicked: an assertion of its own.
     Panic,
+    /// The same seed told two stories.
+    Twice,
     /// A queue or a store grew beyond its bound.
     Bounds,
 }

@@ -21,10 +21,10 @@ impl World {
         let head = self.commits.head();
         for machine in &self.machines {
             let id = machine.id;
+            if machine.forsaken {
+                continue;
+            }
             let Some(process) = machine.process.as_ref().filter(|_| !machine.paused) else {
-                if machine.forsaken {
-                    continue;
-                }
                 return Err(format!("R{id} does not run"));
             };
             let (status, engine) = (process.front.status(), process.back.engine().status());

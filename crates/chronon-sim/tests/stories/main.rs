@@ -1,6 +1,7 @@
 //! Stories of whole clusters: production replicas, journals and kernels in the simulated world. Each name is a true
 //! sentence; `docs/scenarios.md` has the list.
 
+mod bounds;
 mod clients;
 mod effects;
 mod partitions;
