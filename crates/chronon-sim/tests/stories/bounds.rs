@@ -101,7 +101,7 @@ fn an_overloaded_cluster_says_busy_keeps_its_bounds_and_serves_everybody_in_the_
     c.until("everybody is served", chronon_sim::World::clients_done);
     c.settle().assert_committed(ALL, 600);
     // What the cluster itself has to order comes on top: the ends of as many calls as may be under way.
-    assert!(6 <= queued && queued <= 6 + 16, "{queued} requests were queued at once");
+    assert!((6..=6 + 16).contains(&queued), "{queued} requests were queued at once");
     let busy = c.world().trace().lines().iter().filter(|line| line.contains("Busy")).count();
     assert!(0 < busy, "nobody was told to come back later");
     assert_eq!(c.count_events(ALL, |event| matches!(event, Event::ViewChangeStarted { .. })), 3);
@@ -132,7 +132,7 @@ fn a_sink_that_is_away_for_an_hour_is_not_stormed_when_it_returns_and_lanes_keep
         c.run(Duration::from_micros(500));
         most = most.max(c.world().attempts_under_way());
     }
-    assert!(0 < most && most <= 4, "{most} calls at once");
+    assert!((1..=4).contains(&most), "{most} calls at once");
     // The auditor sees that no lane is overtaken.
     c.settle().assert_committed(ALL, 68);
     let primary = c.primary();
