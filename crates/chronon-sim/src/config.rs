@@ -51,8 +51,12 @@ pub struct Pace {
     pub back: Duration,
     /// The mean of how late either starts on what has come, exponentially distributed.
     pub late_mean: Duration,
-    /// Writing or restoring a state takes this long, besides what the disk takes.
+    /// Writing a state takes this long, besides what the disk takes.
     pub checkpoint: Duration,
+    /// Restoring a state takes this long.
+    pub restore: Duration,
+    /// A disk is scrubbed step by step, this far apart. None: never.
+    pub scrub: Option<Duration>,
     /// Commits that wait for Back before Front has to wait too.
     pub back_queue_max: usize,
 }
@@ -78,6 +82,8 @@ impl Config {
                 back: Duration::from_micros(5),
                 late_mean: Duration::from_micros(4),
                 checkpoint: Duration::from_micros(200),
+                restore: Duration::from_micros(200),
+                scrub: None,
                 back_queue_max: 64,
             },
             mutations: Mutations::NONE,

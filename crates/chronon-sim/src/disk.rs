@@ -1,11 +1,12 @@
 //! A replica's disk: it forgets what was not flushed when the power fails, tears what was half written, and rots.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 
 use chronon_storage::{Disk, File, Step};
 use chronon_vsr::{Duration, Prng};
 
+use crate::event::{Harm, Region};
 use crate::network::exponential;
 
 const PAGE: usize = 4096;
@@ -13,6 +14,14 @@ const ZEROS: [u8; PAGE] = [0; PAGE];
 
 /// What a disk writes as a whole: after a power cut each such unit is old or new.
 pub const UNIT: usize = 512;
+
+/// A copy of the superblock, and how many there are.
+const COPY: usize = 16 * 1024;
+const COPIES: usize = 4;
+
+/// So many of the newest writes of a file are never lost afterwards: a device that loses what was flushed right before
+/// a crash is beyond what anybody can notice (`docs/guarantees.md`).
+const SETTLED_AFTER: usize = 4;
 
 /// What a unit of the WAL holds besides its trailer.
 const UNIT_CONTENT: usize = 496;
@@ -32,6 +41,8 @@ pub struct DiskConfig {
     pub stall: Duration,
     /// A write or a flush fails: the replica must stop.
     pub error_chance: u32,
+    /// What a power cut leaves old or new as a whole, in bytes: 512 or 4096.
+    pub atomic: usize,
 }
 
 impl DiskConfig {
@@ -43,6 +54,7 @@ impl DiskConfig {
         stall_chance: 0,
         stall: Duration::ZERO,
         error_chance: 0,
+        atomic: UNIT,
     };
 }
 
@@ -52,6 +64,14 @@ struct SimFile {
     size: u64,
     pages: Vec<Option<Box<[u8; PAGE]>>>,
     unflushed: VecDeque<(u64, Vec<u8>)>,
+    /// What each page held before it was last written over.
+    older: BTreeMap<usize, Option<Box<[u8; PAGE]>>>,
+    /// Places of the newest writes that were flushed.
+    newest: VecDeque<(u64, u64)>,
+    /// Pages that can't be read until they are written again.
+    unreadable: BTreeSet<usize>,
+    /// Bytes from the start for which there is room whatever happens.
+    reserved: u64,
 }
 
 /// A disk in memory. Reads see unflushed writes, as they do in a page cache; only a power cut shows the difference.
@@ -67,6 +87,10 @@ pub(crate) struct SimDisk {
     recent: VecDeque<(u64, u64)>,
     /// How often a write to the WAL went below the one before it.
     wraps: u64,
+    /// There is no room for packs to grow.
+    full: bool,
+    /// What was removed since the last power cut: it may be back after the next.
+    removed: BTreeMap<File, SimFile>,
 }
 
 /// How many of the newest writes to the WAL a disk remembers.
@@ -75,15 +99,9 @@ const RECENT_MAX: usize = 8;
 impl SimDisk {
     pub(crate) fn new(config: DiskConfig, prng: Prng) -> SimDisk {
         let files = File::FIXED.into_iter().map(|file| (file, SimFile::default())).collect();
-        SimDisk {
-            files,
-            config,
-            prng,
-            fail_next: false,
-            stall: Duration::ZERO,
-            recent: VecDeque::new(),
-            wraps: 0,
-        }
+        let (fail_next, full, stall, wraps) = (false, false, Duration::ZERO, 0);
+        let (removed, recent) = (BTreeMap::new(), VecDeque::new());
+        SimDisk { files, config, prng, fail_next, stall, full, removed, recent, wraps }
     }
 
     /// How long a step takes.
@@ -113,10 +131,15 @@ impl SimDisk {
         self.config = config;
         self.stall = Duration::ZERO;
         self.fail_next = false;
+        self.full = false;
     }
 
     pub(crate) fn set_stall(&mut self, stall: Duration) {
         self.stall = stall;
+    }
+
+    pub(crate) fn set_full(&mut self, full: bool) {
+        self.full = full;
     }
 
     pub(crate) fn fail_next(&mut self) {
@@ -126,12 +149,13 @@ impl SimDisk {
     /// The process was killed in the middle of this step: any of its units may have reached the page cache, a flush
     /// may have happened.
     pub(crate) fn interrupt(&mut self, step: &Step) {
+        let atomic = self.config.atomic;
         match step {
             Step::Write { file, position, bytes } => {
                 let mode = self.prng.below(3);
-                for (unit, part) in bytes.chunks(UNIT).enumerate() {
+                for (unit, part) in bytes.chunks(atomic).enumerate() {
                     if mode == 1 || mode == 2 && self.prng.chance(1, 2) {
-                        let at = position + (unit * UNIT) as u64;
+                        let at = position + (unit * atomic) as u64;
                         self.file(*file).write(at, part);
                     }
                 }
@@ -153,17 +177,23 @@ impl SimDisk {
     /// The power fails: of each unflushed write any subset of its units is kept.
     pub(crate) fn power_cut(&mut self) {
         let mode = self.prng.below(4);
+        let atomic = self.config.atomic;
+        for (name, file) in std::mem::take(&mut self.removed) {
+            if self.prng.chance(1, 2) {
+                self.files.entry(name).or_insert(file);
+            }
+        }
         for file in self.files.values_mut() {
             let unflushed = std::mem::take(&mut file.unflushed);
             for (position, bytes) in unflushed {
-                for (unit, part) in bytes.chunks(UNIT).enumerate() {
+                for (unit, part) in bytes.chunks(atomic).enumerate() {
                     let keep = match mode {
                         0 => false,
                         1 => self.prng.chance(15, 16),
                         _ => self.prng.chance(1, 2),
                     };
                     if keep {
-                        file.put(position + (unit * UNIT) as u64, part);
+                        file.put(position + (unit * atomic) as u64, part);
                     }
                 }
             }
@@ -191,6 +221,70 @@ impl SimDisk {
     /// How often the WAL has come to its end and begun again.
     pub(crate) fn wraps(&self) -> u64 {
         self.wraps
+    }
+
+    /// Does harm to a page of what was written here. Says whether there was anything to harm.
+    pub(crate) fn harm(&mut self, region: Region, harm: Harm, which: u64) -> bool {
+        let Some((file, page)) = self.page_of(region, which) else { return false };
+        let (within, bit) = ((which >> 20) as usize % PAGE, (which >> 32) as u8 % 8);
+        let other = self.page_of(region, which >> 8).filter(|(other, _)| *other == file);
+        let file = self.file(file);
+        match harm {
+            Harm::Rot => match file.pages.get_mut(page) {
+                Some(Some(bytes)) => bytes[within] ^= 1 << bit,
+                Some(None) | None => return false,
+            },
+            Harm::Unreadable => drop(file.unreadable.insert(page)),
+            Harm::Lost => return file.lose(page),
+            Harm::Misdirected => {
+                let Some((_, other)) = other.filter(|(_, other)| *other != page) else { return false };
+                let astray = file.pages[page].clone();
+                if !file.lose(page) {
+                    return false;
+                }
+                file.pages[other] = astray;
+            }
+        }
+        true
+    }
+
+    /// One of the pages of a region that hold anything.
+    fn page_of(&self, region: Region, which: u64) -> Option<(File, usize)> {
+        let pages = |file: File| {
+            let held = self.files.get(&file).map_or(&[][..], |file| &file.pages);
+            held.iter().enumerate().filter(|(_, page)| page.is_some()).map(move |(page, _)| (file, page))
+        };
+        let all: Vec<(File, usize)> = match region {
+            Region::Wal => pages(File::Wal).collect(),
+            Region::Superblock => pages(File::Superblock).collect(),
+            Region::Packs => self
+                .files
+                .keys()
+                .filter(|file| !File::FIXED.contains(file))
+                .flat_map(|file| pages(*file))
+                .collect(),
+        };
+        (!all.is_empty()).then(|| all[(which % all.len() as u64) as usize])
+    }
+
+    /// Whether at least three copies of the superblock are the same and none is being written: one may be damaged.
+    pub(crate) fn spares_a_superblock(&mut self) -> bool {
+        let mut copies = vec![vec![0; COPY]; COPIES];
+        let mut right = true;
+        for (index, copy) in copies.iter_mut().enumerate() {
+            // A copy says which it is; the rest is the same in all.
+            right &= self.read(File::Superblock, (index * COPY) as u64, copy).is_ok();
+        }
+        let same = |copy: &Vec<u8>| copies.iter().filter(|other| other[32..] == copy[32..]).count();
+        right
+            && self.file(File::Superblock).unflushed.is_empty()
+            && copies.iter().any(|copy| COPIES == same(copy))
+    }
+
+    /// The pages of checkpoints that hold anything but zeros.
+    pub(crate) fn written_packs(&self) -> Vec<(File, u64)> {
+        let packs = self.files.keys().copied().filter(|file| !File::FIXED.contains(file));
+        packs.flat_map(|file| self.written_pages(file).into_iter().map(move |page| (file, page))).collect()
     }
 
     /// Positions of the pages of a file that hold anything but zeros.
@@ -235,11 +329,12 @@ impl SimDisk {
         }
         // The kernel marks the pages clean and may or may not have written them: what is read from now on is what
         // the device has.
+        let atomic = self.config.atomic;
         let file = self.files.entry(file).or_default();
         for (position, bytes) in std::mem::take(&mut file.unflushed) {
-            for (unit, part) in bytes.chunks(UNIT).enumerate() {
+            for (unit, part) in bytes.chunks(atomic).enumerate() {
                 if self.prng.chance(1, 2) {
-                    file.put(position + (unit * UNIT) as u64, part);
+                    file.put(position + (unit * atomic) as u64, part);
                 }
             }
         }
@@ -271,6 +366,25 @@ impl SimFile {
     fn flush(&mut self) {
         for (position, bytes) in std::mem::take(&mut self.unflushed) {
             self.put(position, &bytes);
+            self.newest.push_back((position, position + bytes.len() as u64));
+            if SETTLED_AFTER < self.newest.len() {
+                self.newest.pop_front();
+            }
+        }
+    }
+
+    /// What was written to this page last never reached the device. Not if it was only just written.
+    fn lose(&mut self, page: usize) -> bool {
+        let (start, end) = ((page * PAGE) as u64, (page * PAGE + PAGE) as u64);
+        if self.newest.iter().any(|(from, to)| *from < end && start < *to) {
+            return false;
+        }
+        match self.older.get(&page) {
+            Some(older) => {
+                self.pages[page] = older.clone();
+                true
+            }
+            None => false,
         }
     }
 
@@ -282,6 +396,10 @@ impl SimFile {
             let (now, rest) = bytes.split_at(bytes.len().min(PAGE - within));
             if self.pages.len() <= page {
                 self.pages.resize_with(page + 1, || None);
+            }
+            self.unreadable.remove(&page);
+            if within == 0 {
+                self.older.insert(page, self.pages[page].clone());
             }
             match &mut self.pages[page] {
                 Some(held) => held[within..within + now.len()].copy_from_slice(now),
@@ -302,6 +420,10 @@ impl SimFile {
         let end = position + buffer.len() as u64;
         if self.size < end {
             return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let pages = position as usize / PAGE..(end as usize).div_ceil(PAGE);
+        if self.unreadable.range(pages).next().is_some() {
+            return Err(io::Error::other("a sector can't be read"));
         }
         let mut done = 0;
         while done < buffer.len() {
@@ -336,6 +458,8 @@ impl Disk for SimDisk {
     fn write(&mut self, file: File, position: u64, bytes: &[u8]) -> io::Result<()> {
         assert!(position.is_multiple_of(UNIT as u64));
         assert!(bytes.len().is_multiple_of(UNIT));
+        let end = position + bytes.len() as u64;
+        let full = self.full && !File::FIXED.contains(&file);
         if file == File::Wal {
             self.wraps += u64::from(self.recent.back().is_some_and(|(before, _)| position < *before));
             self.recent.push_back((position, bytes.len() as u64));
@@ -343,7 +467,11 @@ impl Disk for SimDisk {
                 self.recent.pop_front();
             }
         }
-        self.file(file).write(position, bytes);
+        let held = self.file(file);
+        if full && held.size.max(held.reserved) < end {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        held.write(position, bytes);
         self.fails(file)
     }
 
@@ -363,7 +491,9 @@ impl Disk for SimDisk {
     }
 
     fn remove(&mut self, file: File) -> io::Result<()> {
-        self.files.remove(&file);
+        if let Some(held) = self.files.remove(&file) {
+            self.removed.insert(file, held);
+        }
         Ok(())
     }
 
@@ -375,13 +505,18 @@ impl Disk for SimDisk {
         Ok(packs.collect())
     }
 
-    fn reserve(&mut self, file: File, _bytes: u64) -> io::Result<()> {
-        self.file(file);
+    fn reserve(&mut self, file: File, bytes: u64) -> io::Result<()> {
+        let full = self.full;
+        let held = self.file(file);
+        if full && held.size.max(held.reserved) < bytes {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        held.reserved = held.reserved.max(bytes);
         Ok(())
     }
 
     fn available(&mut self) -> io::Result<u64> {
-        Ok(u64::MAX)
+        Ok(if self.full { 0 } else { u64::MAX })
     }
 }
 

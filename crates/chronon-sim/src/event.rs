@@ -21,11 +21,13 @@ pub(crate) enum Event {
     /// A half of a replica runs.
     Back { at: usize, life: u32 },
     /// The first step of a job is done.
-    DiskStep { at: usize, life: u32, job: JobId },
+    DiskStep { at: usize, life: u32, job: JobId, left: usize },
     /// The store of chunks does its next thing.
     Vault { at: usize, life: u32 },
     /// The first step of the store's job is done.
-    VaultStep { at: usize, life: u32, job: JobId },
+    VaultStep { at: usize, life: u32, job: JobId, left: usize },
+    /// The journal and the store look at some of what they hold.
+    Scrub { at: usize, life: u32 },
     /// Front is told how old the oldest write is.
     DiskAge { at: usize, life: u32 },
     /// The journal may write its evidence.
@@ -81,10 +83,39 @@ pub enum Fault {
     DiskError(ReplicaId),
     /// One bit of the WAL flips, on the page given by this number modulo the pages in use.
     Rot(ReplicaId, u64),
+    /// Harm is done to a page of one region, the one given by this number. Whether the protocol can bear it is the
+    /// caller's business.
+    Harm(ReplicaId, Region, Harm, u64),
+    /// The disk has no room for packs to grow any more, or has again.
+    DiskFull(ReplicaId, bool),
     /// The wall clock is set this many nanoseconds off.
     Clock(ReplicaId, i64),
     /// The replica is asked to give its primacy up.
     StepDown(ReplicaId),
+}
+
+/// A part of a replica's disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Region {
+    /// The log.
+    Wal,
+    /// The copies of the superblock.
+    Superblock,
+    /// The chunks of checkpoints.
+    Packs,
+}
+
+/// What may happen to a page of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Harm {
+    /// A bit flips.
+    Rot,
+    /// It can't be read until it is written again.
+    Unreadable,
+    /// What was last written to it never arrived, though a flush said so.
+    Lost,
+    /// What was last written to it went to another page.
+    Misdirected,
 }
 
 /// An event and its place in the heap: earlier first, and of one instant in the order of their making.

@@ -5,6 +5,7 @@
 //! is a function of (seed, configuration, code): the same seed gives the same trace, byte for byte.
 #![forbid(unsafe_code)]
 
+mod atlas;
 mod bank;
 mod checker;
 mod client;
@@ -41,12 +42,12 @@ pub use clock::WALL_START;
 pub use config::{Config, Pace};
 pub use determinism::Difference;
 pub use disk::{DiskConfig, UNIT};
-pub use event::Fault;
+pub use event::{Fault, Harm, Region};
 pub use model::SinkModel;
 pub use narrow::Narrowed;
 pub use network::{Envelope, Fate, NetworkConfig};
 pub use registers::{RegisterWorkload, Registers, Set};
-pub use scenario::{ALL, Cluster, Hand, Prepare, R0, R1, R2, R3, R4, R5, Target};
+pub use scenario::{ALL, Chunks, Cluster, Hand, Prepare, R0, R1, R2, R3, R4, R5, SuperblockCopy, Target};
 pub use simulation::{Deed, End, Found, Simulation};
 pub use sink::{Act, Sink, SinkBehaviour, SinkKind};
 pub use swarm::{MakeWorkload, Menu, Phase, Report, Swarm, UnknownFault};

@@ -419,9 +419,10 @@ impl World {
     pub(crate) fn rot_tail(&mut self, replica: ReplicaId, what: Rotten, which: u64) {
         let at = index(replica);
         let recent = self.machines[at].disk.recent();
-        if recent.is_empty() {
+        if recent.is_empty() || !self.may_be_damaged(replica) {
             return;
         }
+        let recent = self.machines[at].disk.recent();
         let group = |back: usize| recent[recent.len() - 1 - back.min(recent.len() - 1)];
         let place = match what {
             Rotten::Header => group(which as usize).0 + self.prng.below(crate::UNIT as u64),

@@ -27,6 +27,14 @@ pub(crate) struct Machine {
     pub(crate) deferred: Vec<Event>,
     /// Why its process ended by itself, if it did.
     pub(crate) failed: Option<String>,
+    /// Steps that its disk has carried out: the places where a crash can hit.
+    pub(crate) steps: u64,
+    /// Its disk was harmed without a look at the atlas: it may refuse to open.
+    pub(crate) beyond: bool,
+    /// How often everything on its disk was read: starts, and full rounds of scrubbing.
+    pub(crate) looks: u64,
+    /// Whether the last start found nothing in the log that it could not read or place.
+    pub(crate) clean: bool,
     /// It will not come back, and nobody waits for it.
     pub(crate) forsaken: bool,
     /// Its Back does nothing before this: `apply` is slow there.
@@ -51,6 +59,8 @@ pub(crate) struct Process {
     pub(crate) disk_age_told: bool,
     pub(crate) disk_age_due: bool,
     pub(crate) evidence_due: bool,
+    /// Which of WAL and packs the present round of scrubbing has seen to the end.
+    pub(crate) scrubbed: (bool, bool),
     pub(crate) role: Role,
     /// Whether Front was fetching a state before its present input.
     pub(crate) fetching: bool,

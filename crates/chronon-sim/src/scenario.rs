@@ -10,10 +10,16 @@
 
 use chronon_kernel::{Consistency, Contract, Origin};
 use chronon_storage::File;
-use chronon_vsr::{Duration, Event, Op, ReplicaId};
+use chronon_vsr::{Duration, Event, Op, ReplicaId, Ring};
 
 use crate::world::{index, unnamed};
-use crate::{BankWorkload, CallKind, Completed, Config, Envelope, Fate, Fault, TraceMode, Workload, World};
+use crate::{
+    BankWorkload, CallKind, Completed, Config, Envelope, Fate, Fault, Harm, Region, TraceMode, Workload,
+    World,
+};
+
+/// Bytes of one copy of the superblock.
+const SUPERBLOCK_COPY: u64 = 16 * 1024;
 
 /// The first replica.
 pub const R0: ReplicaId = ReplicaId::new(0);
@@ -38,9 +44,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub enum Target {
     /// The body of this op's entry in the WAL, every copy.
     Prepare(u64),
+    /// One of the four copies of the superblock.
+    SuperblockCopy(u64),
+    /// Every chunk of every checkpoint.
+    Chunks,
 }
 
-pub use Target::Prepare;
+pub use Target::{Chunks, Prepare, SuperblockCopy};
 
 /// A cluster in a test's hands. It starts when it is first asked for something; until then it can be shaped.
 pub struct Cluster {
@@ -186,6 +196,53 @@ impl Cluster {
     pub fn replica(&mut self, id: ReplicaId) -> Hand<'_> {
         self.world();
         Hand { cluster: self, id }
+    }
+
+    /// A log so small that it wraps every few ops, with a checkpoint about every `ops` ops.
+    pub fn tiny_log(self, ops: u64) -> Cluster {
+        let charge_max = chronon_vsr::charge(8 * 1024);
+        let interval = (ops * chronon_vsr::charge(200)).max(charge_max);
+        let log = 2 * interval + chronon_vsr::PIPELINE_MAX * charge_max;
+        self.with(|config| {
+            config.ring = Ring { log, checkpoint_interval: interval, slack: interval, charge_max };
+        })
+    }
+
+    /// The op of a replica's newest durable checkpoint; none before its first.
+    pub fn checkpoint(&mut self, replica: ReplicaId) -> Option<Op> {
+        self.world().checkpoints().durable(replica)
+    }
+
+    /// The lowest op in a replica's log.
+    pub fn log_start(&mut self, replica: ReplicaId) -> Op {
+        self.world().replica(replica).map_or(Op::ROOT, chronon_vsr::Replica::log_start)
+    }
+
+    /// Cuts the power of every replica at once.
+    pub fn power_off_all(&mut self) -> &mut Cluster {
+        for replica in self.world().replicas() {
+            self.world().inflict(Fault::PowerOff(replica));
+        }
+        self
+    }
+
+    /// Starts every replica that does not run.
+    pub fn start_all(&mut self) -> &mut Cluster {
+        for replica in self.world().replicas() {
+            self.world().inflict(Fault::Start(replica));
+        }
+        self
+    }
+
+    /// This replica does not run, and said why in words that hold these.
+    #[track_caller]
+    pub fn assert_refuses(&mut self, replica: ReplicaId, words: &str) -> &mut Cluster {
+        let refusal = self.world().refusal(replica).map(str::to_owned);
+        if self.world().is_running(replica) || !refusal.as_ref().is_some_and(|said| said.contains(words)) {
+            let tail = self.tail();
+            panic!("{tail}\nR{replica} was to refuse with {words:?} and said {refusal:?}");
+        }
+        self
     }
 
     /// Cuts every wire between these and the rest, both ways.
@@ -399,18 +456,48 @@ impl Hand<'_> {
         this
     }
 
+    /// Its disk has no room for checkpoints any more.
+    pub fn fill_disk(self) -> Self {
+        let fault = Fault::DiskFull(self.id, true);
+        self.inflict(fault)
+    }
+
+    /// Its disk has room again.
+    pub fn empty_disk(self) -> Self {
+        let fault = Fault::DiskFull(self.id, false);
+        self.inflict(fault)
+    }
+
+    /// Does harm to a page of its disk, the one given by this number.
+    pub fn harm(self, region: Region, harm: Harm, which: u64) -> Self {
+        let fault = Fault::Harm(self.id, region, harm, which);
+        self.inflict(fault)
+    }
+
     /// Flips a bit of something on its disk. Stop it first.
     #[track_caller]
     pub fn corrupt(self, target: Target) -> Self {
-        let Prepare(op) = target;
         let world = self.cluster.world();
-        let entry = world.commits().get(Op::new(op)).expect("the op is committed").entry.clone();
-        let needle = entry.body();
-        let disk = &mut world.machines[index(self.id)].disk;
-        let mut places = disk.find(File::Wal, needle);
-        assert!(!places.is_empty(), "op {op} is on the disk");
-        for place in places.drain(..) {
-            disk.flip(File::Wal, place, 3);
+        let entry = match target {
+            Prepare(op) => Some(world.commits().get(Op::new(op)).expect("the op is committed").entry.clone()),
+            SuperblockCopy(_) | Chunks => None,
+        };
+        world.promises.on_damage(self.id);
+        let machine = &mut world.machines[index(self.id)];
+        machine.beyond = true;
+        let places: Vec<(File, u64)> = match target {
+            Prepare(_) => {
+                let needle = entry.as_ref().map_or(&[][..], |entry| entry.body());
+                machine.disk.find(File::Wal, needle).into_iter().map(|place| (File::Wal, place)).collect()
+            }
+            SuperblockCopy(copy) => vec![(File::Superblock, copy * SUPERBLOCK_COPY + 100)],
+            Chunks => {
+                machine.disk.written_packs().into_iter().map(|(file, page)| (file, page + 100)).collect()
+            }
+        };
+        assert!(!places.is_empty(), "{target:?} is on the disk");
+        for (file, place) in places {
+            assert!(machine.disk.flip(file, place, 3));
         }
         self
     }

@@ -12,8 +12,8 @@ use chronon_vsr::{Duration, Instant, Mutations, Prng, Quorums, ReplicaId, Ring};
 
 use crate::plot::Plot;
 use crate::{
-    BankWorkload, Checker, ClientConfig, Config, DiskConfig, Fault, NetworkConfig, Pace, RegisterWorkload,
-    SinkBehaviour, Trace, TraceMode, Violation, Workload, World,
+    BankWorkload, Checker, ClientConfig, Config, DiskConfig, Fault, Harm, NetworkConfig, Pace, Region,
+    RegisterWorkload, SinkBehaviour, Trace, TraceMode, Violation, Workload, World,
 };
 
 /// The safety phase ends at this world time, whatever the clients have left to do.
@@ -107,8 +107,12 @@ pub struct Menu {
     pub stall: bool,
     /// Disks fail a write or a flush.
     pub disk_error: bool,
-    /// Bits rot on one replica's disk while it is down.
+    /// Pages rot or can't be read any more, in any part of a disk, on so many disks at a time as a quorum can spare.
     pub rot: bool,
+    /// Writes are lost or go astray, as widely.
+    pub lost: bool,
+    /// Disks are full for a while.
+    pub full: bool,
     /// Clocks drift, are off, and jump.
     pub clock: bool,
     /// Sinks refuse, fail, hang, act late.
@@ -122,7 +126,7 @@ pub struct Menu {
 }
 
 impl Menu {
-    const KINDS: usize = 13;
+    const KINDS: usize = 15;
 
     /// Every kind of misfortune.
     pub const ALL: Menu = Menu {
@@ -134,6 +138,8 @@ impl Menu {
         stall: true,
         disk_error: true,
         rot: true,
+        lost: true,
+        full: true,
         clock: true,
         sinks: true,
         clients: true,
@@ -157,6 +163,8 @@ impl Menu {
             ("clients", &mut self.clients),
             ("step-down", &mut self.step_down),
             ("slow", &mut self.slow),
+            ("lost", &mut self.lost),
+            ("full", &mut self.full),
         ]
     }
 
@@ -198,7 +206,9 @@ impl Menu {
             (self.partition, Disruption::Partition),
             (self.stall, Disruption::Stall),
             (self.disk_error, Disruption::DiskError),
-            (self.rot, Disruption::Rot),
+            (self.rot, Disruption::Harm([Harm::Rot, Harm::Unreadable])),
+            (self.lost, Disruption::Harm([Harm::Lost, Harm::Misdirected])),
+            (self.full, Disruption::Full),
             (self.clock, Disruption::Clock),
             (self.step_down, Disruption::StepDown),
             (self.slow, Disruption::Slow),
@@ -260,7 +270,8 @@ enum Disruption {
     Partition,
     Stall,
     DiskError,
-    Rot,
+    Harm([Harm; 2]),
+    Full,
     Clock,
     StepDown,
     Slow,
@@ -473,7 +484,7 @@ struct Run {
     prng: Prng,
     /// The mean pause between two misfortunes.
     fault_mean: Duration,
-    /// The only replica whose disk rots (what it lost, the others hold) and whose clock goes far astray.
+    /// The only replica whose clock goes far astray.
     victim: ReplicaId,
     faults: u32,
 }
@@ -486,9 +497,6 @@ impl Run {
         let mut menu = Menu::draw(&mut prng);
         if let Some(forced) = swarm.menu {
             menu = forced;
-        }
-        if replicas < 3 {
-            menu.rot = false;
         }
         let mut config = Config::calm(replicas, seed);
         config.mutations = swarm.mutations;
@@ -511,6 +519,8 @@ impl Run {
             back: micros(&mut prng, 1, back_max),
             late_mean: micros(&mut prng, 1, 300),
             checkpoint: Duration::ZERO,
+            restore: Duration::ZERO,
+            scrub: None,
             back_queue_max: prng.between(1, 64) as usize,
         };
         config.reset_after = prng.chance(2, 3).then(|| Duration::from_millis(1));
@@ -587,6 +597,9 @@ impl Run {
         config.ring = Ring { log, checkpoint_interval, slack, charge_max };
         let longest = if prng.chance(1, 4) { 100_000 } else { 2_000 };
         config.pace.checkpoint = Duration::from_micros(prng.between(10, longest));
+        config.pace.restore = Duration::from_micros(prng.between(10, longest));
+        config.pace.scrub = prng.chance(1, 2).then(|| Duration::from_millis(prng.between(5, 200)));
+        config.disk.atomic = if prng.chance(1, 2) { 4_096 } else { 512 };
     }
 
     /// Sessions and keys so few that some are evicted, from a source of their own.
@@ -754,16 +767,32 @@ impl Run {
             }
             Disruption::Partition => self.partition(world, target, other, length),
             Disruption::Stall => {
+                // Now and then for ever, as far as this phase goes.
+                let length = if self.prng.chance(1, 8) { Duration::from_secs(86_400) } else { length };
                 world.inflict(Fault::DiskStall(target, length));
                 world.inflict_after(long, Fault::DiskStall(target, Duration::ZERO));
             }
             Disruption::DiskError => world.inflict(Fault::DiskError(target)),
-            Disruption::Rot => {
-                world.inflict(Fault::Kill(self.victim));
-                for _ in 0..self.prng.between(1, 3) {
-                    world.inflict(Fault::Rot(self.victim, self.prng.next_u64()));
+            Disruption::Harm(harms) => {
+                // While it runs a scrub may find it, or nobody does before the next start.
+                let dies = self.prng.chance(1, 2);
+                if dies {
+                    world.inflict(Fault::Kill(target));
+                    world.inflict_after(short, Fault::Start(target));
                 }
-                world.inflict_after(short, Fault::Start(self.victim));
+                for _ in 0..self.prng.between(1, 4) {
+                    let region = match self.prng.below(5) {
+                        0 => Region::Superblock,
+                        1 | 2 => Region::Packs,
+                        _ => Region::Wal,
+                    };
+                    let harm = harms[self.prng.below(2) as usize];
+                    world.harm_within_limits(target, region, harm, self.prng.next_u64());
+                }
+            }
+            Disruption::Full => {
+                world.inflict(Fault::DiskFull(target, true));
+                world.inflict_after(long, Fault::DiskFull(target, false));
             }
             Disruption::Clock => {
                 let hour = 3_600_000_000_000_i64;

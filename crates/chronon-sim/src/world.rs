@@ -18,6 +18,7 @@ use chronon_kernel::{Attempt, Ended, Lineage, Origin, SinkName};
 use chronon_node::{FrontInput, FrontOutput, FrontStatus};
 use chronon_vsr::{ClusterId, DiskId, Duration, Instant, Prng, ReplicaId, Role};
 
+use crate::atlas::Atlas;
 use crate::checker::{Checkpoints, Commits, Effects, GateWatch, History, Promises, Results};
 use crate::client::Client;
 use crate::clock::MachineClock;
@@ -33,6 +34,9 @@ pub(crate) use vaults::Store;
 
 /// How soon an idle journal whose newest group lacks evidence writes it.
 const EVIDENCE_AFTER: Duration = Duration::from_millis(5);
+
+/// About so many bytes of WAL and packs are scrubbed at a time.
+const SCRUB_BYTES: u64 = 256 * 1024;
 
 /// How often Front is told of a write that takes long.
 const DISK_AGE_EVERY: Duration = Duration::from_millis(50);
@@ -74,6 +78,7 @@ pub struct World {
     events: Vec<(Instant, ReplicaId, chronon_vsr::Event)>,
     pub(crate) commits: Commits,
     pub(crate) checkpoints: Checkpoints,
+    pub(crate) atlas: Atlas,
     pub(crate) results: Results,
     pub(crate) history: History,
     pub(crate) effects: Effects,
@@ -108,6 +113,10 @@ impl World {
                 paused: false,
                 deferred: Vec::new(),
                 failed: None,
+                steps: 0,
+                beyond: false,
+                looks: 0,
+                clean: true,
                 forsaken: false,
                 back_rests_until: Instant::ZERO,
             });
@@ -152,6 +161,7 @@ impl World {
             events: Vec::new(),
             commits: Commits::default(),
             checkpoints: Checkpoints::new(config.ring, config.replicas),
+            atlas: Atlas::new(config.replicas),
             results: Results::default(),
             history: History::default(),
             effects: Effects::new(Lineage(lineage)),
@@ -267,6 +277,16 @@ impl World {
     /// Whether a replica's process exists and is not paused.
     pub fn is_running(&self, replica: ReplicaId) -> bool {
         self.machines[index(replica)].is_running()
+    }
+
+    /// Steps that this replica's disk has carried out so far, of the journal and of the store of chunks.
+    pub fn disk_steps(&self, replica: ReplicaId) -> u64 {
+        self.machines[index(replica)].steps
+    }
+
+    /// Why a replica's process ended by itself or could not begin, if that was the last that happened to it.
+    pub fn refusal(&self, replica: ReplicaId) -> Option<&str> {
+        self.machines[index(replica)].failed.as_deref()
     }
 
     /// The replica that serves as the primary of the newest stamp, if any does.
@@ -399,9 +419,9 @@ impl World {
                     self.run_back(at);
                 }
             }
-            Event::DiskStep { at, life, job } => {
-                if self.alive(at, life) && !self.deferred(at, || Event::DiskStep { at, life, job }) {
-                    self.disk_step(at, job);
+            Event::DiskStep { at, life, job, left } => {
+                if self.alive(at, life) && !self.deferred(at, || Event::DiskStep { at, life, job, left }) {
+                    self.disk_step(at, job, left);
                 }
             }
             Event::Vault { at, life } => {
@@ -409,9 +429,14 @@ impl World {
                     self.run_vault(at);
                 }
             }
-            Event::VaultStep { at, life, job } => {
-                if self.alive(at, life) && !self.deferred(at, || Event::VaultStep { at, life, job }) {
-                    self.vault_step(at, job);
+            Event::VaultStep { at, life, job, left } => {
+                if self.alive(at, life) && !self.deferred(at, || Event::VaultStep { at, life, job, left }) {
+                    self.vault_step(at, job, left);
+                }
+            }
+            Event::Scrub { at, life } => {
+                if self.alive(at, life) && !self.deferred(at, || Event::Scrub { at, life }) {
+                    self.scrub(at);
                 }
             }
             Event::DiskAge { at, life } => {

@@ -336,6 +336,12 @@ impl Journal {
         self.superblock.ring
     }
 
+    /// Whether every group that a scan would look at is as it was written, as far as is known. What was lost counts until
+    /// its place is used again, for every start until then finds it lost.
+    pub fn is_whole(&self) -> bool {
+        self.groups.iter().all(|group| group.lost == Lost::Nothing)
+    }
+
     /// Bytes of the WAL that hold groups which are still needed.
     pub fn wal_used(&self) -> u64 {
         self.layout.size - self.free()

@@ -4,7 +4,7 @@ use chronon_node::FrontInput;
 use chronon_storage::{Job, JobId, Step, perform_step};
 use chronon_vsr::Duration;
 
-use super::{DISK_AGE_EVERY, EVIDENCE_AFTER};
+use super::{DISK_AGE_EVERY, EVIDENCE_AFTER, SCRUB_BYTES};
 use crate::World;
 use crate::event::{Event, Fault};
 use crate::process::Running;
@@ -18,8 +18,8 @@ impl World {
             process.jobs.insert(id, Running { steps: steps.into(), since: self.now });
             let first = process.jobs[&id].steps.front().expect("a job has steps");
             let latency = machine.disk.latency(first);
-            let life = machine.life;
-            self.schedule(latency, Event::DiskStep { at, life, job: id });
+            let (life, left) = (machine.life, process.jobs[&id].steps.len());
+            self.schedule(latency, Event::DiskStep { at, life, job: id, left });
             return self.start_jobs(at);
         }
         let life = self.machines[at].life;
@@ -33,11 +33,14 @@ impl World {
         }
     }
 
-    pub(super) fn disk_step(&mut self, at: usize, job: JobId) {
+    pub(super) fn disk_step(&mut self, at: usize, job: JobId, left: usize) {
         let machine = &mut self.machines[at];
         let process = machine.process.as_mut().expect("the caller saw that it is alive");
-        let running = process.jobs.get_mut(&job).expect("a step belongs to a job under way");
+        // A step that was waited for in a stall may be done already.
+        let running = process.jobs.get_mut(&job).filter(|running| running.steps.len() == left);
+        let Some(running) = running else { return };
         let step = running.steps.pop_front().expect("a step was under way");
+        machine.steps += 1;
         if let Err(error) = perform_step(&mut machine.disk, &step) {
             // Fail-stop: the process ends, its supervisor starts it again.
             let what = error.to_string();
@@ -52,8 +55,8 @@ impl World {
         }
         if let Some(next) = running.steps.front() {
             let latency = machine.disk.latency(next);
-            let life = machine.life;
-            return self.schedule(latency, Event::DiskStep { at, life, job });
+            let (life, left) = (machine.life, running.steps.len());
+            return self.schedule(latency, Event::DiskStep { at, life, job, left });
         }
         process.jobs.remove(&job);
         let salt = match &step {
@@ -73,6 +76,53 @@ impl World {
             self.give_front(at, FrontInput::Durable(durable));
         }
         self.start_jobs(at);
+    }
+
+    /// Changes how long every step takes. What waits for the end of a stall is done soon when it ends.
+    pub(super) fn stall(&mut self, at: usize, stall: Duration) {
+        let machine = &mut self.machines[at];
+        machine.disk.set_stall(stall);
+        let life = machine.life;
+        let Some(process) = machine.process.as_ref().filter(|_| stall == Duration::ZERO) else { return };
+        let jobs = process.jobs.iter().map(|(job, running)| (*job, running.steps.len()));
+        let mut events: Vec<Event> =
+            jobs.map(|(job, left)| Event::DiskStep { at, life, job, left }).collect();
+        events.extend(process.store.job().map(|(job, left)| Event::VaultStep { at, life, job, left }));
+        // What was to be read too.
+        events.push(Event::Vault { at, life });
+        for event in events {
+            let late = self.late();
+            self.schedule(late, event);
+        }
+    }
+
+    /// Journal and store look at some of what they hold, and mend it.
+    pub(super) fn scrub(&mut self, at: usize) {
+        let Some(every) = self.config.pace.scrub else { return };
+        let machine = &mut self.machines[at];
+        let process = machine.process.as_mut().expect("the caller saw that it is alive");
+        let wal = process.journal.scrub(&mut machine.disk, SCRUB_BYTES);
+        let copies = process.journal.scrub_superblock(&mut machine.disk);
+        let packs = process.store.scrub(&mut machine.disk, SCRUB_BYTES);
+        process.scrubbed.0 |= wal.round;
+        process.scrubbed.1 |= packs.round;
+        if process.scrubbed == (true, true) {
+            process.scrubbed = (false, false);
+            machine.looks += 1;
+        }
+        let (groups, chunks) = (wal.damage.len(), packs.damage.len());
+        if 0 < groups + chunks + copies {
+            let salt = (groups + chunks + copies) as u64;
+            self.trace.note(self.now, Who::Replica(self.machines[at].id), salt, || {
+                format!("scrubs: {groups} groups, {chunks} chunks, {copies} superblock copies are damaged")
+            });
+        }
+        if 0 < chunks {
+            self.tell_damage(at);
+        }
+        self.start_jobs(at);
+        let life = self.machines[at].life;
+        self.schedule(every, Event::Scrub { at, life });
     }
 
     pub(super) fn tell_disk_age(&mut self, at: usize) {

@@ -29,9 +29,18 @@ impl World {
             Fault::Cut(from, to) => self.network.set_cut(from, to, true),
             Fault::Mend(from, to) => self.network.set_cut(from, to, false),
             Fault::MendAll => self.network.heal(),
-            Fault::DiskStall(replica, stall) => self.machines[index(replica)].disk.set_stall(stall),
+            Fault::DiskStall(replica, stall) => self.stall(index(replica), stall),
+            Fault::Harm(replica, region, harm, which) => {
+                self.promises.on_damage(replica);
+                self.machines[index(replica)].beyond = true;
+                self.machines[index(replica)].disk.harm(region, harm, which);
+            }
+            Fault::DiskFull(replica, full) => self.machines[index(replica)].disk.set_full(full),
             Fault::DiskError(replica) => self.machines[index(replica)].disk.fail_next(),
-            Fault::Rot(replica, page) => self.rot(index(replica), page),
+            Fault::Rot(replica, page) => {
+                self.machines[index(replica)].beyond = true;
+                self.rot(index(replica), page);
+            }
             Fault::Clock(replica, skew) => self.machines[index(replica)].clock.set_skew(skew),
             Fault::StepDown(replica) => self.give_front(index(replica), FrontInput::StepDown),
         }
@@ -51,8 +60,9 @@ impl World {
     /// Changes how all disks behave, and ends their stalls.
     pub fn set_disks(&mut self, config: crate::DiskConfig) {
         self.config.disk = config;
-        for machine in &mut self.machines {
-            machine.disk.set_config(config);
+        for at in 0..self.machines.len() {
+            self.machines[at].disk.set_config(config);
+            self.stall(at, Duration::ZERO);
         }
     }
 

@@ -226,7 +226,8 @@ impl World {
             Write::Append { keep_from, .. } => self.checkpoints.on_release(id, *keep_from),
             Write::Superblock { state, .. } => {
                 let Some(root) = state.checkpoint.root else { return Ok(()) };
-                if self.process(at).store.may_be_named(root) {
+                // What rots between its flush and this moment is found when it is named.
+                if self.process(at).store.may_be_named(root) || self.atlas.is_damaged(id) {
                     return Ok(());
                 }
                 let op = state.checkpoint.entry.op;

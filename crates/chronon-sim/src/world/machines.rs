@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use chronon_kernel::{Answer, EngineOptions, Lineage};
 use chronon_node::{Back, Front, Gate};
 use chronon_storage::{Expect, File, Identity, Step, Vault};
-use chronon_vsr::{Duration, Epoch, Member, Membership, Options, Release, Verdict, VsrState};
+use chronon_vsr::{Duration, Epoch, Member, Membership, Options, RecoveredEntry, Release, Verdict, VsrState};
 
 use crate::event::{Event, Fault};
 use crate::process::{Process, Timer};
@@ -58,6 +58,10 @@ impl World {
                 Err(error) => {
                     let what = format!("R{at} can't open its data: {error}");
                     machine.failed = Some(what.clone());
+                    // Damage beyond what the protocol promises to survive: to refuse is right.
+                    if machine.beyond {
+                        return self.trace.note(self.now, Who::Replica(machine.id), 0xdead, || what);
+                    }
                     return self.object(Violation::new(Checker::Open, what));
                 }
             };
@@ -70,6 +74,11 @@ impl World {
                 return;
             }
         };
+        machine.looks += 1;
+        let is_intact = |found: &RecoveredEntry| matches!(found.verdict, Verdict::Intact(_));
+        machine.clean = recovered.scan_complete
+            && recovered.uncertain_from.is_none()
+            && recovered.entries.iter().all(is_intact);
         let store = Store::new(vault, recovered.state.checkpoint.root);
         let now = machine.clock.now(self.now);
         let options = Options {
@@ -125,6 +134,7 @@ impl World {
             evidence_due: false,
             role,
             fetching: false,
+            scrubbed: (false, false),
             tokens: BTreeMap::new(),
             ticks_in_a_row: 0,
         }));
@@ -138,6 +148,10 @@ impl World {
         }
         self.drain_front(at);
         self.drain_back(at);
+        if let Some(every) = self.config.pace.scrub {
+            let life = self.machines[at].life;
+            self.schedule(every, Event::Scrub { at, life });
+        }
     }
 
     pub(super) fn kill(&mut self, at: usize) {

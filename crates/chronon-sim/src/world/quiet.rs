@@ -1,9 +1,10 @@
 //! When all is quiet, and what must be true then.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
-use chronon_kernel::{Answer, EngineOptions, Lineage, Request, RequestResult};
-use chronon_vsr::{Op, Role, Status};
+use chronon_kernel::{Answer, Engine, EngineOptions, Lineage, Put, Request, RequestResult};
+use chronon_vsr::{Checksum, Op, Role, Status};
 
 use crate::{CallKind, Checker, Violation, World};
 
@@ -98,6 +99,15 @@ impl World {
                 }
             }
         }
+        let state = chunks_of(&*engine);
+        for machine in &self.machines {
+            let Some(process) = machine.process.as_ref().filter(|_| !machine.forsaken) else { continue };
+            let own = process.back.engine();
+            if own.applied() == engine.applied() && chunks_of(own) != state {
+                let what = format!("R{} holds another state than a replay of the log", machine.id);
+                return Err(Violation::new(Checker::Digest, what));
+            }
+        }
         self.effects.check_end(&self.commits, &self.results, &*engine, &self.sinks)?;
         let (mut applied, mut aborted) = (Vec::new(), Vec::new());
         for (at, result) in self.results.all() {
@@ -115,4 +125,17 @@ impl World {
         let quiet = crate::Quiet { engine: &*engine, applied, aborted, sinks: &self.sinks };
         self.workload.check_quiet(&quiet).map_err(|what| Violation::new(Checker::Machine, what))
     }
+}
+
+/// The names of a state's chunks: the whole state in a few bytes.
+fn chunks_of(engine: &dyn Engine) -> Vec<Checksum> {
+    let mut chunks = Vec::new();
+    let ended = engine.freeze().write(None, &mut |put| {
+        match put {
+            Put::New { id, .. } | Put::Kept(id) => chunks.push(id),
+        }
+        ControlFlow::Continue(())
+    });
+    assert_eq!(ended, ControlFlow::Continue(()));
+    chunks
 }

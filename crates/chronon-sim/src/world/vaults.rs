@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 
 use chronon_kernel::{Frozen, Put};
 use chronon_node::{FrontInput, VaultReport, VaultTask};
-use chronon_storage::{ChunkList, Found, Job, JobId, Step, Vault, perform_step};
+use chronon_storage::{ChunkList, Found, Job, JobId, Scrubbed, Step, Vault, perform_step};
 use chronon_vsr::{Checkpoint, Checksum, Digest, Duration, OpRef};
 
 use crate::disk::SimDisk;
@@ -112,6 +112,21 @@ impl Store {
         }
     }
 
+    /// The job under way, and how many of its steps are not done.
+    pub(crate) fn job(&self) -> Option<(JobId, usize)> {
+        self.job.as_ref().map(|(job, steps)| (*job, steps.len()))
+    }
+
+    /// Reads some of what is kept.
+    pub(crate) fn scrub(&mut self, disk: &mut SimDisk, bytes_max: u64) -> Scrubbed {
+        self.vault.scrub(disk, bytes_max)
+    }
+
+    /// Whether nothing is missing of what the superblock names.
+    pub(crate) fn is_whole(&mut self, disk: &mut SimDisk) -> bool {
+        self.current.is_none_or(|root| self.vault.missing(disk, root, 1).is_empty()) && self.vault.idle()
+    }
+
     /// The step that a crash interrupts.
     pub(crate) fn step_under_way(&self) -> Option<&Step> {
         self.job.as_ref().and_then(|(_, steps)| steps.front())
@@ -167,9 +182,11 @@ impl World {
             return;
         }
         let mut after = after + late + machine.disk.read_latency();
-        if let Some(Task::Freeze(..) | Task::Install(_)) = process.store.tasks.front() {
-            after += self.config.pace.checkpoint;
-        }
+        after += match process.store.tasks.front() {
+            Some(Task::Freeze(..)) => self.config.pace.checkpoint,
+            Some(Task::Install(_)) => self.config.pace.restore,
+            Some(Task::Front(_) | Task::Keep(..) | Task::PutAgain) | None => Duration::ZERO,
+        };
         let life = machine.life;
         self.schedule(after, Event::Vault { at, life });
     }
@@ -238,6 +255,7 @@ impl World {
                     return self.tell_damage(at);
                 }
                 store.compacts = true;
+                self.tell_damage(at);
             }
             Task::PutAgain => {
                 let Store { vault, storing, writing, .. } = store;
@@ -314,18 +332,21 @@ impl World {
         let Some(process) = &machine.process else { return };
         let step = process.store.step_under_way().expect("a job has steps");
         let latency = machine.disk.latency(step);
-        let life = machine.life;
-        self.schedule(latency, Event::VaultStep { at, life, job });
+        let (life, left) = (machine.life, process.store.job().map_or(0, |(_, left)| left));
+        self.schedule(latency, Event::VaultStep { at, life, job, left });
     }
 
-    pub(super) fn vault_step(&mut self, at: usize, job: JobId) {
+    pub(super) fn vault_step(&mut self, at: usize, job: JobId, left: usize) {
         let machine = &mut self.machines[at];
         let id = machine.id;
         let process = machine.process.as_mut().expect("the caller saw that it is alive");
         let store = &mut process.store;
-        let Some((under_way, steps)) = &mut store.job else { return };
-        assert!(*under_way == job, "one job at a time");
+        // A step that was waited for in a stall may be done already.
+        let is_it =
+            |(under_way, steps): &&mut (JobId, VecDeque<Step>)| *under_way == job && steps.len() == left;
+        let Some((_, steps)) = store.job.as_mut().filter(is_it) else { return };
         let step = steps.pop_front().expect("a step was under way");
+        machine.steps += 1;
         if let Err(error) = perform_step(&mut machine.disk, &step) {
             store.job = None;
             let lost = store.vault.failed(job);
@@ -407,7 +428,7 @@ impl World {
     }
 
     /// A chunk turned out to be damaged: what the superblock's checkpoint lacks is to be fetched.
-    fn tell_damage(&mut self, at: usize) {
+    pub(super) fn tell_damage(&mut self, at: usize) {
         let machine = &mut self.machines[at];
         let Some(process) = &mut machine.process else { return };
         let Some(root) = process.store.current else { return };

@@ -3,8 +3,10 @@
 
 mod bounds;
 mod clients;
+mod disk;
 mod effects;
 mod partitions;
 mod seeds;
 mod sizes;
+mod snapshot;
 mod view_change;
