@@ -51,6 +51,11 @@ impl World {
         harmed
     }
 
+    /// The replicas whose disks were damaged and are not known to be whole again.
+    pub(crate) fn damaged_disks(&self) -> Vec<ReplicaId> {
+        self.atlas.damaged.keys().copied().collect()
+    }
+
     /// Whether this disk may be damaged now, besides those that are. If so it counts as damaged.
     pub(crate) fn may_be_damaged(&mut self, replica: ReplicaId) -> bool {
         let damaged: Vec<ReplicaId> = self.atlas.damaged.keys().copied().collect();

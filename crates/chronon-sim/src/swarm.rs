@@ -658,16 +658,18 @@ impl Run {
         Run::until_quiet(world, "when everything has healed")
     }
 
-    /// Who is not in the core: so few that a quorum of every kind is left, and first the one whose disk rots, for what it
-    /// lost the others hold between them.
+    /// Who is not in the core: so few that a quorum of every kind is left, and first those whose disks are damaged, for
+    /// what they lost the others hold between them.
     fn outside(&mut self, world: &World) -> Vec<ReplicaId> {
         let mut replicas = world.replicas();
         let quorums = Quorums::of(replicas.len());
         let most = replicas.len() - quorums.view_change.max(quorums.replication);
         let mut outside = Vec::new();
-        if self.menu.rot && 0 < most {
-            outside.push(self.victim);
-            replicas.retain(|replica| *replica != self.victim);
+        for damaged in world.damaged_disks() {
+            if outside.len() < most {
+                outside.push(damaged);
+                replicas.retain(|replica| *replica != damaged);
+            }
         }
         while outside.len() < most && self.prng.chance(3, 4) {
             outside.push(replicas.swap_remove(self.prng.below(replicas.len() as u64) as usize));
