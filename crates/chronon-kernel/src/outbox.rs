@@ -757,7 +757,11 @@ impl Outbox {
         let known = Known {
             contract: effect.contract,
             kind: effect.kind(),
-            doubt: effect.doubt(books.place.reign),
+            doubt: if self.mutations.breaks(Mutation::FirmNoSpeaksForAll) {
+                Doubt::None
+            } else {
+                effect.doubt(books.place.reign)
+            },
             settled_down: effect.ask.is_some_and(|firm| firm <= effect.released)
                 || self.mutations.breaks(Mutation::ProbeFirmAtOnce),
         };

@@ -110,6 +110,8 @@ mutations! {
     ProbeFirmAtOnce,
     /// A call of unknown end counts as one that never reached the sink.
     AmbiguousIsDefinite,
+    /// A sink's firm no speaks for every call before it, one of unknown end too.
+    FirmNoSpeaksForAll,
     /// The effects of a lane do not wait for one another.
     LaneOvertakes,
 }

@@ -18,6 +18,9 @@ use crate::{CallId, CallKind, Checker, Violation, Workload, World};
 /// The longest pause before a call is sent again.
 const RETRY_MAX: Duration = Duration::from_millis(100);
 
+/// The longest that a client waits for one attempt, unless it began with more.
+const PATIENCE_MAX: Duration = Duration::from_secs(4);
+
 impl World {
     /// A client looks what there is to do.
     pub(crate) fn client_wake(&mut self, number: u32) {
@@ -334,7 +337,7 @@ impl World {
 
 /// Clients that never waited longer than the last time would bring an overloaded cluster down for good.
 fn patience(first: Duration, attempts: u32) -> Duration {
-    first * (1 << (attempts / 3).min(5))
+    (first * (1 << (attempts / 3).min(5))).min(first.max(PATIENCE_MAX))
 }
 
 fn encode(kind: &CallKind) -> Vec<u8> {
