@@ -47,6 +47,9 @@ struct Fixed {
     /// Only these kinds of fault: names with commas between them, `none`, or `all`
     #[arg(long, value_name = "KINDS")]
     faults: Option<Menu>,
+    /// Disks rot beyond what the protocol promises to survive: to refuse is right, to lose is not
+    #[arg(long)]
+    beyond: bool,
     /// Always this many clients
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     clients: Option<u32>,
@@ -144,6 +147,7 @@ impl Fixed {
             menu: self.faults,
             clients: self.clients,
             calls: self.calls,
+            beyond: self.beyond,
             trace,
             #[cfg(feature = "mutations")]
             mutations: self.broken.map_or(chronon_vsr::Mutations::NONE, chronon_vsr::Mutations::broken),

@@ -1,5 +1,5 @@
 //! Runs seeds by hand: `cargo run -p chronon-sim --example swarm -- 0 100`, or one with its trace: `-- 7`. With the
-//! feature `mutations` and a mutation's name, until it is caught: `-- 0 100 SkipDueCheckpoint`.
+//! feature `mutations` and a mutation's name, until it is caught: `-- 0 100 SkipDueCheckpoint`. With `beyond`, disks rot beyond every promise.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -15,7 +15,8 @@ fn main() {
         _ => (0..100, TraceMode::Fingerprint),
     };
     let broken = std::env::args().find_map(|text| broken(&text));
-    let swarm = Swarm { trace, mutations: broken.unwrap_or_default(), ..Swarm::bank() };
+    let beyond = std::env::args().any(|text| text == "beyond");
+    let swarm = Swarm { trace, beyond, mutations: broken.unwrap_or_default(), ..Swarm::bank() };
     let began = Instant::now();
     let mut coverage: BTreeMap<String, u64> = BTreeMap::new();
     let mut runs = 0;

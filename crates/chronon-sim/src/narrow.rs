@@ -67,6 +67,9 @@ impl Narrowed {
         say("faults", menu.map(|menu| menu.to_string()));
         say("clients", clients.map(|clients| clients.to_string()));
         say("calls", calls.map(|calls| calls.to_string()));
+        if self.swarm.beyond {
+            flags.push_str(" --beyond");
+        }
         flags
     }
 }

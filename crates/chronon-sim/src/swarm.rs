@@ -22,6 +22,9 @@ const SAFETY_MAX: Duration = Duration::from_secs(25);
 /// After the healing everything must have ended within this world time.
 const LIVENESS_MAX: Duration = Duration::from_secs(120);
 
+/// After damage beyond every promise all has ended within this world time, or somebody has refused.
+const REFUSAL_MAX: Duration = Duration::from_secs(120);
+
 /// When all is quiet it stays so: the world runs on for this long, and nothing may be ordered.
 const QUIET: Duration = Duration::from_secs(3);
 
@@ -289,6 +292,8 @@ pub struct Swarm {
     pub mutations: Mutations,
     /// The largest body of an op, in bytes: the rings that seeds draw are as small as that allows.
     pub body_size_max: u32,
+    /// Disks rot beyond what the protocol promises to survive: then to refuse is right, and to lose is not.
+    pub beyond: bool,
     /// Always this many replicas.
     pub replicas: Option<usize>,
     /// Faults that may happen; none: the seed decides.
@@ -310,6 +315,7 @@ impl Swarm {
             workload: Arc::new(workload),
             mutations: Mutations::NONE,
             body_size_max: 128 * 1024,
+            beyond: false,
             replicas: None,
             menu: None,
             clients: None,
@@ -390,6 +396,7 @@ impl Swarm {
                 Phase::Quiet => run.quiet(&mut world),
             }));
             let violation = match ended {
+                Ok(Ok(())) if run.refused => break,
                 Ok(Ok(())) => continue,
                 Ok(Err(violation)) => violation,
                 Err(panic) => Violation::new(Checker::Panic, panic_message(&*panic)),
@@ -487,6 +494,9 @@ struct Run {
     /// The only replica whose clock goes far astray.
     victim: ReplicaId,
     faults: u32,
+    beyond: bool,
+    /// Somebody has refused, and rightly so: the run ends there.
+    refused: bool,
 }
 
 impl Run {
@@ -497,6 +507,11 @@ impl Run {
         let mut menu = Menu::draw(&mut prng);
         if let Some(forced) = swarm.menu {
             menu = forced;
+        }
+        if swarm.beyond {
+            // What a device lost without a trace nobody can refuse.
+            menu.rot = true;
+            menu.lost = false;
         }
         let mut config = Config::calm(replicas, seed);
         config.mutations = swarm.mutations;
@@ -581,7 +596,7 @@ impl Run {
         Run::draw_limits(seed, &menu, &mut config);
         let victim = ReplicaId::new(prng.below(replicas as u64) as u8);
         let fault_mean = Duration::from_millis(prng.between(20, 1_500));
-        Run { config, menu, prng, fault_mean, victim, faults: 0 }
+        Run { config, menu, prng, fault_mean, victim, faults: 0, beyond: swarm.beyond, refused: false }
     }
 
     /// A ring so small that it wraps, and checkpoints a few ops apart, from a source of their own.
@@ -636,6 +651,9 @@ impl Run {
     /// A core heals, everything else is broken for good: whatever was asked for must come to an end. Then the rest heals
     /// too, and must catch up.
     fn liveness(&mut self, world: &mut World) -> Result<(), Violation> {
+        if self.beyond {
+            return self.ends_or_refuses(world);
+        }
         if self.prng.chance(2, 3) {
             let outside = self.outside(world);
             self.heal(world);
@@ -656,6 +674,27 @@ impl Run {
         }
         self.heal(world);
         Run::until_quiet(world, "when everything has healed")
+    }
+
+    /// After damage that nobody promised to survive: all ends well, or somebody has said that it can't.
+    fn ends_or_refuses(&mut self, world: &mut World) -> Result<(), Violation> {
+        self.heal(world);
+        let end = world.now() + REFUSAL_MAX;
+        loop {
+            run(world, Duration::from_millis(100))?;
+            match world.is_quiet() {
+                Ok(()) => return Ok(()),
+                Err(_) if end <= world.now() && world.has_refused() => {
+                    self.refused = true;
+                    return Ok(());
+                }
+                Err(why) if end <= world.now() => {
+                    let what = format!("{REFUSAL_MAX:?} after the healing nobody refuses, and {why}");
+                    return Err(Violation::new(Checker::Liveness, what));
+                }
+                Err(_) => {}
+            }
+        }
     }
 
     /// Who is not in the core: so few that a quorum of every kind is left, and first those whose disks are damaged, for
@@ -789,8 +828,12 @@ impl Run {
                         1 | 2 => Region::Packs,
                         _ => Region::Wal,
                     };
-                    let harm = harms[self.prng.below(2) as usize];
-                    world.harm_within_limits(target, region, harm, self.prng.next_u64());
+                    let (harm, which) = (harms[self.prng.below(2) as usize], self.prng.next_u64());
+                    if self.beyond {
+                        world.inflict(Fault::Harm(target, region, harm, which));
+                    } else {
+                        world.harm_within_limits(target, region, harm, which);
+                    }
                 }
             }
             Disruption::Full => {

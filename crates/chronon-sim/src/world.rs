@@ -289,6 +289,19 @@ impl World {
         self.machines[index(replica)].failed.as_deref()
     }
 
+    /// Whether somebody has said that it can't go on: a replica that does not open what is damaged, or a cluster that
+    /// names an op of which no copy is left.
+    pub fn has_refused(&self) -> bool {
+        let refuses = |machine: &Machine| machine.process.is_none() && machine.failed.is_some();
+        let names = |event: &chronon_vsr::Event| {
+            matches!(
+                event,
+                chronon_vsr::Event::UnrecoverableOp { .. } | chronon_vsr::Event::ForkDetected { .. }
+            )
+        };
+        self.machines.iter().any(refuses) || self.events.iter().any(|(_, _, event)| names(event))
+    }
+
     /// The replica that serves as the primary of the newest stamp, if any does.
     pub fn primary(&self) -> Option<ReplicaId> {
         let serving = self.machines.iter().filter(|machine| machine.is_running()).filter_map(|machine| {

@@ -227,7 +227,10 @@ impl World {
             Write::Superblock { state, .. } => {
                 let Some(root) = state.checkpoint.root else { return Ok(()) };
                 // What rots between its flush and this moment is found when it is named.
-                if self.process(at).store.may_be_named(root) || self.atlas.is_damaged(id) {
+                if self.process(at).store.may_be_named(root)
+                    || self.atlas.is_damaged(id)
+                    || self.machines[at].beyond
+                {
                     return Ok(());
                 }
                 let op = state.checkpoint.entry.op;
