@@ -80,6 +80,29 @@ async fn an_inspection_of_the_only_replica_says_that_nobody_else_has_it() {
 }
 
 #[tokio::test]
+async fn a_log_is_verified_from_end_to_end_and_its_ops_are_listed() {
+    let (_cluster, data) = used("log", 3, 1).await;
+    let path = data.to_str().unwrap();
+    let verified = chronon(&["log", "verify", "--data", path]);
+    assert_eq!(verified.status.code(), Some(0), "{}", stderr(&verified));
+    let text = stdout(&verified);
+    assert!(text.contains("each linked to the one before") && text.contains("read "), "{text}");
+    let shown = chronon(&["log", "show", "--data", path, "--from", "2", "--limit", "3", "--json"]);
+    let shown: serde_json::Value = serde_json::from_str(&stdout(&shown)).unwrap();
+    let ops: Vec<u64> =
+        shown["ops"].as_array().unwrap().iter().map(|op| op["op"].as_u64().unwrap()).collect();
+    assert_eq!(ops, [2, 3, 4], "{shown}");
+    assert!(shown["ops"][0]["state"] == "here" && 0 < shown["ops"][0]["bytes"].as_u64().unwrap(), "{shown}");
+    assert!(stdout(&chronon(&["log", "show", "--data", path])).lines().count() > 4);
+
+    flip(data.join("wal"), 400);
+    let verified = chronon(&["log", "verify", "--data", path, "--json"]);
+    let told: serde_json::Value = serde_json::from_str(&stdout(&verified)).unwrap();
+    assert_eq!((verified.status.code(), &told["missing"][0]), (Some(2), &1.into()), "{told}");
+    assert!(stdout(&chronon(&["log", "show", "--data", path])).contains("damaged or not here"));
+}
+
+#[tokio::test]
 async fn what_a_replica_holds_or_what_is_no_directory_is_not_inspected() {
     let cluster = Cluster::started("inspect-held", 1);
     cluster.primary(None).await;

@@ -189,6 +189,14 @@ impl Cluster {
         }
     }
 
+    /// Makes the directory of a replica that is down anew, from the same founding, and keeps the old one beside it.
+    pub(crate) fn make_anew(&self, replica: u8) -> PathBuf {
+        let kept = self.path(replica).with_extension("kept");
+        std::fs::rename(self.path(replica), &kept).unwrap();
+        Node::<Ledger>::format(self.path(replica), &self.founding, ReplicaId::new(replica)).unwrap();
+        kept
+    }
+
     fn running(&self, replica: u8) -> &Running {
         self.nodes[usize::from(replica)].as_ref().unwrap()
     }

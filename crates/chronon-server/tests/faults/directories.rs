@@ -6,9 +6,9 @@ use crate::cluster::{Cluster, Setup};
 use crate::common::{eventually, within};
 use crate::load::Load;
 use crate::machine::Ledger;
-use chronon_server::{Founding, Node, RunningNode, ServerConfig, StartError};
+use chronon_server::{Founding, Node, RunningNode, ServerConfig, StartError, StopReason};
 use chronon_storage::{FormatError, OpenError};
-use chronon_vsr::ReplicaId;
+use chronon_vsr::{PeerRefusal, ReplicaId};
 
 async fn open(path: &Path, config: ServerConfig) -> Result<RunningNode<Ledger>, StartError> {
     within("start", Node::<Ledger>::open(path).config(config).start()).await
@@ -78,6 +78,32 @@ async fn a_replica_of_another_cluster_under_a_members_address_is_not_listened_to
 
     within("shutdown", stranger.take().unwrap().shutdown()).await;
     cluster.start_one(2).await;
+    let told = load.stop().await;
+    told.assert_kept(&cluster.books().await);
+}
+
+/// A program that embeds a replica has its founding at hand. The first start of the new directory counts one, as the only
+/// start of the old one did.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_was_made_anew_under_a_known_identity_is_refused_and_its_replica_stops() {
+    let mut cluster = Cluster::start(Setup::new(3)).await;
+    let load = Load::steady(&cluster, 0);
+    load.more(40).await;
+    let victim = (cluster.primary().await + 1) % 3;
+    cluster.cut_power(&[victim]);
+    let kept = cluster.make_anew(victim);
+    cluster.start_one(victim).await;
+    match cluster.stopped(victim).await {
+        StopReason::Refused { by, why: PeerRefusal::TwoStarts } => assert_ne!(by, ReplicaId::new(victim)),
+        other => panic!("{other}"),
+    }
+    load.more(40).await;
+
+    // The old one is welcome, and nobody had to be restarted for it.
+    std::fs::remove_dir_all(cluster.path(victim)).unwrap();
+    std::fs::rename(kept, cluster.path(victim)).unwrap();
+    cluster.start_one(victim).await;
+    load.more(40).await;
     let told = load.stop().await;
     told.assert_kept(&cluster.books().await);
 }
