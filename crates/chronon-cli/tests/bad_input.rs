@@ -113,6 +113,7 @@ async fn noise_on_the_ports_of_a_live_cluster_is_counted_and_costs_nothing() {
             ("\u{1}\u{2}\u{3}\r\n\r\n".to_owned(), "400"),
             (format!("{head}content-length: 0\r\n\r\n"), "4"),
             (format!("{head}content-length: 9\r\n\r\n{{\"open\":{{"), "4"),
+            (format!("{head}content-length: 9999999999\r\n\r\n{{"), "413"),
             ("BREW /v1/commands HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".to_owned(), "4"),
         ] {
             let answer = http(&cluster, replica, &request);

@@ -14,7 +14,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
+use axum::body::{Body, HttpBody as _, to_bytes};
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use chronon_kernel::{Answer, COMMAND_SIZE_MAX, Submission};
 use chronon_vsr::{ClusterId, ReplicaId};
@@ -23,7 +26,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use crate::admission::Admission;
@@ -43,6 +46,9 @@ const BODY_SIZE_MAX: usize = 4 * COMMAND_SIZE_MAX;
 
 /// A connection that does not bring a whole request head in this time is closed.
 const HEADER_PATIENCE: Duration = Duration::from_secs(30);
+
+/// A request that does not bring its whole body in this time is answered with a time-out.
+const BODY_PATIENCE: Duration = Duration::from_secs(30);
 
 /// After a failed accept: out of file descriptors, most likely.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -92,6 +98,35 @@ impl Api {
     }
 }
 
+/// Takes the body in, within its limit and in time. A length that is too large is refused as it is declared: nobody
+/// waits for bytes that would be thrown away.
+async fn with_whole_body(request: Request, next: Next) -> Response {
+    let (head, body) = request.into_parts();
+    let too_large = || {
+        let detail = format!("a body has at most {BODY_SIZE_MAX} bytes");
+        Problem::new(413, "too_large", detail).into_response()
+    };
+    if (BODY_SIZE_MAX as u64) < body.size_hint().lower() {
+        return too_large();
+    }
+    match timeout(BODY_PATIENCE, to_bytes(body, BODY_SIZE_MAX)).await {
+        Ok(Ok(bytes)) => next.run(Request::from_parts(head, Body::from(bytes))).await,
+        Ok(Err(error)) if is_over_limit(&error) => too_large(),
+        Ok(Err(error)) => {
+            let detail = format!("the body ended early: {error}");
+            Problem::new(400, "unreadable", detail).into_response()
+        }
+        Err(_) => {
+            let detail = format!("the body did not come within {BODY_PATIENCE:?}");
+            Problem::new(408, "too_slow", detail).into_response()
+        }
+    }
+}
+
+fn is_over_limit(error: &axum::Error) -> bool {
+    std::error::Error::source(error).is_some_and(|source| source.is::<http_body_util::LengthLimitError>())
+}
+
 /// Serves for ever.
 pub(crate) async fn serve(api: Arc<Api>, listener: TcpListener) {
     let permits = Arc::new(Semaphore::new(api.connections_max));
@@ -118,7 +153,9 @@ pub(crate) async fn serve(api: Arc<Api>, listener: TcpListener) {
         .method_not_allowed_fallback(|| async {
             Problem::new(405, "method_not_allowed", "this path does not take that method")
         })
-        .layer(DefaultBodyLimit::max(BODY_SIZE_MAX))
+        // The whole body is here before a handler runs, and was measured then.
+        .layer(DefaultBodyLimit::disable())
+        .layer(middleware::from_fn(with_whole_body))
         .with_state(api);
     loop {
         // At the bound the rest wait in the backlog.
