@@ -21,6 +21,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use chronon_kernel::{Answer, COMMAND_SIZE_MAX, Submission};
 use chronon_vsr::{ClusterId, ReplicaId};
+use http_body_util::BodyExt as _;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -46,6 +47,10 @@ const BODY_SIZE_MAX: usize = 4 * COMMAND_SIZE_MAX;
 
 /// A connection that does not bring a whole request head in this time is closed.
 const HEADER_PATIENCE: Duration = Duration::from_secs(30);
+
+/// So large a body is still read to its end, and thrown away, before it is refused: a client that is in the middle of
+/// writing would rather see a broken connection than the answer.
+const BODY_DRAIN_MAX: usize = 4 * BODY_SIZE_MAX;
 
 /// A request that does not bring its whole body in this time is answered with a time-out.
 const BODY_PATIENCE: Duration = Duration::from_secs(30);
@@ -98,15 +103,19 @@ impl Api {
     }
 }
 
-/// Takes the body in, within its limit and in time. A length that is too large is refused as it is declared: nobody
-/// waits for bytes that would be thrown away.
+/// Takes the body in, within its limit and in time. A length far beyond the limit is refused as it is declared.
 async fn with_whole_body(request: Request, next: Next) -> Response {
-    let (head, body) = request.into_parts();
+    let (head, mut body) = request.into_parts();
     let too_large = || {
         let detail = format!("a body has at most {BODY_SIZE_MAX} bytes");
         Problem::new(413, "too_large", detail).into_response()
     };
-    if (BODY_SIZE_MAX as u64) < body.size_hint().lower() {
+    let declared = body.size_hint().lower();
+    if (BODY_SIZE_MAX as u64) < declared {
+        if declared <= BODY_DRAIN_MAX as u64 {
+            // However it ends, the answer is the same.
+            let _ = timeout(BODY_PATIENCE, async { while let Some(Ok(_)) = body.frame().await {} }).await;
+        }
         return too_large();
     }
     match timeout(BODY_PATIENCE, to_bytes(body, BODY_SIZE_MAX)).await {
