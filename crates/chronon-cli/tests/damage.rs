@@ -110,19 +110,13 @@ async fn follows(cluster: &Cluster, replica: usize) {
     .await;
 }
 
-/// Starts a replica whose directory is as it was before its damaged start. A peer that let that start in takes the first
-/// one after it for a second copy, since both count the same; the next one counts higher, and shows enough.
-async fn returns(cluster: &mut Cluster, replica: usize) {
+/// Starts a replica whose directory is as it was before its damaged start, and waits until something is so. A peer that
+/// heard of that start takes the first one after it for a second copy, since both count the same; the next one counts
+/// higher, and shows enough.
+async fn returns(cluster: &mut Cluster, replica: usize, so: impl AsyncFn(&Cluster) -> bool) {
     cluster.start(replica);
-    let primary = cluster.primary(Some(replica)).await;
-    let goal = cluster.status(primary).await.unwrap()["commit"].as_u64().unwrap();
-    let mut starts = 1;
-    let began = Instant::now();
-    loop {
-        let status = cluster.status(replica).await.unwrap_or_default();
-        if status["applied"].as_u64().is_some_and(|applied| goal <= applied) {
-            return;
-        }
+    let (mut starts, began) = (1, Instant::now());
+    while !so(cluster).await {
         let printed = cluster.printed(replica);
         assert!(began.elapsed() < PATIENCE, "replica {replica} returns; it printed\n{printed}");
         if cluster.ended(replica).is_some() {
@@ -195,7 +189,11 @@ async fn play(name: &str, cases: Vec<Case>) {
                 fs::create_dir(&data).unwrap();
             }
             put_back(&kept, &data);
-            returns(&mut cluster, victim).await;
+            returns(&mut cluster, victim, async |cluster| {
+                let status = cluster.status(victim).await.unwrap_or_default();
+                status["applied"].as_u64().is_some_and(|applied| goal <= applied)
+            })
+            .await;
         }
         accounts.assert_all_there().await;
         [kept, before, within].iter().for_each(|copy| fs::remove_dir_all(copy).unwrap());
@@ -397,7 +395,15 @@ async fn damage_at_different_ops_heals_and_an_op_that_nobody_can_read_stops_all_
     // One directory that can be read is enough.
     (0..3).for_each(|replica| cluster.kill(replica));
     put_back(&kept, &cluster.data(1));
-    (0..3).for_each(|replica| cluster.start(replica));
+    [0, 2].iter().for_each(|replica| cluster.start(*replica));
+    returns(&mut cluster, 1, async |cluster| {
+        let mut leads = false;
+        for replica in 0..3 {
+            leads |= cluster.status(replica).await.unwrap_or_default()["serving"] == true;
+        }
+        leads
+    })
+    .await;
     accounts.assert_all_there().await;
     accounts.open(5).await;
 }
