@@ -417,7 +417,7 @@ impl Front {
             }
             match self.replica.can_propose(0) {
                 Ok(()) => {}
-                Err(NotProposed::PipelineFull | NotProposed::Behind) => return,
+                Err(NotProposed::PipelineFull | NotProposed::Behind | NotProposed::Slowed) => return,
                 Err(refusal) => return self.refuse_queue(refusal),
             }
             let mut slots = Vec::new();
@@ -472,7 +472,7 @@ impl Front {
             NotProposed::NotPrimary { primary } => {
                 NotExecuted::NoPrimary { primary: primary.map(ReplicaId::value) }
             }
-            NotProposed::PipelineFull | NotProposed::Behind => busy(Busy::QueueFull),
+            NotProposed::PipelineFull | NotProposed::Behind | NotProposed::Slowed => busy(Busy::QueueFull),
             NotProposed::LogFull => busy(Busy::LogFull),
             NotProposed::TooLarge => {
                 let limit = BODY_SIZE_MAX as u64;

@@ -128,6 +128,10 @@ counters! {
         vault_scrub_bytes,
         /// Bytes that the disk still has for anybody.
         disk_available_bytes,
+        /// The pause that this primary makes after each op because a voter lags, in milliseconds.
+        intake_pause_ms,
+        /// All such pauses since the start of the process, in milliseconds.
+        intake_paused_ms,
         /// 1 while there is no room for the next checkpoint.
         disk_short,
         /// The longest that a write has taken, in milliseconds, of those that took 100 or more.

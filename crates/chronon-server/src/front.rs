@@ -258,6 +258,7 @@ impl FrontThread {
             Status::Halted => "halted",
         };
         let disk_age = self.writes.borrow().age(self.clock.monotonic());
+        let intake = replica.intake();
         serde_json::json!({
             "replica": self.me.value(),
             "role": role,
@@ -273,9 +274,14 @@ impl FrontThread {
             "log_start": replica.log_start().value(),
             "fetching_state": replica.is_fetching_state(),
             "queued": status.queued,
-            "disk_age_ms": u64::try_from(disk_age.as_millis()).unwrap_or(u64::MAX),
+            "intake": {
+                "slowed_for": intake.slowed.map(|(voter, _)| voter.value()),
+                "pause_ms": intake.slowed.map_or(0, |(_, pause)| millis(pause)),
+                "paused_ms": millis(intake.paused_total),
+            },
+            "disk_age_ms": millis(disk_age),
             "disk": {
-                "age_ms": u64::try_from(disk_age.as_millis()).unwrap_or(u64::MAX),
+                "age_ms": millis(disk_age),
                 "stalls": self.counters.disk_stalls.value(),
                 "stall_ms_max": self.counters.disk_stall_ms_max.value(),
                 "short": status.room == Room::Short,
@@ -358,7 +364,7 @@ impl FrontThread {
         match report {
             Some(age) => {
                 self.counters.disk_stalls.add_many(usize::from(is_new));
-                self.counters.disk_stall_ms_max.raise(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+                self.counters.disk_stall_ms_max.raise(millis(age));
                 self.handle(FrontInput::DiskAge(age));
             }
             None => self.handle(FrontInput::Tick),
@@ -404,6 +410,10 @@ impl FrontThread {
                 }
                 FrontOutput::Wait(deadline) => {
                     self.turn.note_role(self.me, &self.voters, &front.status().role);
+                    let intake = front.replica().intake();
+                    let pause = intake.slowed.map_or(Duration::ZERO, |(_, pause)| pause);
+                    self.counters.intake_pause_ms.set(millis(pause));
+                    self.counters.intake_paused_ms.set(millis(intake.paused_total));
                     return deadline.min(self.writes.borrow().next_report());
                 }
             }
@@ -465,6 +475,10 @@ impl FrontThread {
                 error!(%op, %peer, "replicas disagree about a checkpoint");
             }
             Event::DigestMismatch { op, peer } => error!(%op, %peer, "replicas disagree about the state"),
+            Event::IntakeSlowed { voter, pause } => {
+                warn!(%voter, ?pause, "a replica lags: commands are taken on more slowly");
+            }
+            Event::IntakeRestored => info!("no replica lags that a slower pace would help"),
             Event::ClockDegraded => warn!("no majority of clocks agrees"),
             Event::ClockAgreed => info!("a majority of clocks agrees again"),
             // A newer release of the core may tell more.
@@ -480,6 +494,10 @@ impl FrontThread {
             waiter.answer(Answer::Indeterminate);
         }
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Writes that are not durable yet, to know how old the oldest is. Its age counts from the moment that Front asked:

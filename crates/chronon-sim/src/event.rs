@@ -79,6 +79,8 @@ pub enum Fault {
     MendAll,
     /// Every step of the disk takes this much longer. Zero ends it.
     DiskStall(ReplicaId, Duration),
+    /// The replica takes this long to execute each op. Zero ends it.
+    SlowExecution(ReplicaId, Duration),
     /// The next write or flush fails.
     DiskError(ReplicaId),
     /// One bit of the WAL flips, on the page given by this number modulo the pages in use.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use chronon_node::{Back, BackInput, Front, FrontInput, Gate, Token};
 use chronon_storage::{JobId, Journal, Step};
-use chronon_vsr::{DiskId, Instant, ReplicaId, Role};
+use chronon_vsr::{DiskId, Duration, Instant, ReplicaId, Role};
 
 use crate::CallId;
 use crate::clock::MachineClock;
@@ -39,6 +39,8 @@ pub(crate) struct Machine {
     pub(crate) forsaken: bool,
     /// Its Back does nothing before this: `apply` is slow there.
     pub(crate) back_rests_until: Instant,
+    /// Executing an op takes this much longer.
+    pub(crate) back_slow: Duration,
 }
 
 /// A running replica.

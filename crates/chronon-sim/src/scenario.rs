@@ -436,6 +436,12 @@ impl Hand<'_> {
         self.inflict(fault)
     }
 
+    /// It takes this long to execute each op from now on.
+    pub fn slow(self, each: Duration) -> Self {
+        let fault = Fault::SlowExecution(self.id, each);
+        self.inflict(fault)
+    }
+
     /// The next write or flush of its disk fails.
     pub fn fail_disk(self) -> Self {
         let fault = Fault::DiskError(self.id);

@@ -119,6 +119,7 @@ impl World {
                 clean: true,
                 forsaken: false,
                 back_rests_until: Instant::ZERO,
+                back_slow: Duration::ZERO,
             });
         }
         let mut sinks = BTreeMap::new();

@@ -1,6 +1,7 @@
 //! What a replica did, for logs, metrics, simulation traces and the assertions of tests. The core itself never logs.
 
 use core::fmt;
+use core::time::Duration;
 
 use crate::{Command, Op, OpRef, ReplicaId, Stamp};
 
@@ -48,6 +49,10 @@ pub enum Event {
     ReadRoundConfirmed { round: u64 },
     /// The primary gives its primacy up.
     Abdicated { stamp: Stamp, why: Abdication },
+    /// This voter lags: the primary pauses after each op, for so long at first.
+    IntakeSlowed { voter: ReplicaId, pause: Duration },
+    /// Nobody lags any more whom a slower primary would help.
+    IntakeRestored,
     /// Replicas disagree about the state after this op.
     DigestMismatch { op: Op, peer: ReplicaId },
     /// No majority of clocks agrees: log time goes on by the monotonic clock alone.

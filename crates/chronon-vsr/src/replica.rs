@@ -6,6 +6,7 @@
 //! the state of that moment. So no message of a stamp leaves after the replica decided on a later one (I17).
 
 mod checkpoints;
+mod intake;
 mod log;
 mod normal;
 mod peers;
@@ -33,6 +34,7 @@ use crate::{
 };
 
 use checkpoints::Checkpoints;
+pub use intake::Intake;
 use log::Log;
 use normal::Following;
 use peers::Peers;
@@ -291,6 +293,8 @@ pub enum NotProposed {
     PipelineFull,
     /// Too much is waiting for the disk or for execution: ask again later.
     Behind,
+    /// A voter lags: ask again after a pause of at most 40 ms.
+    Slowed,
     /// The ring has no room until a checkpoint frees some.
     LogFull,
     /// The body is larger than [`crate::BODY_SIZE_MAX`].
@@ -370,6 +374,8 @@ pub struct Replica {
     reads: RemoteReads,
     read_number: u64,
     stalls: u32,
+    /// All pauses of the intake.
+    paused_total: Duration,
 
     role: Role,
     outputs: VecDeque<Output>,
@@ -488,6 +494,9 @@ impl Replica {
         }
         if crate::PIPELINE_MAX <= self.log.head().op.since(self.log.committed().op) {
             return Err(NotProposed::PipelineFull);
+        }
+        if leading.pauses.holds(self.now.monotonic) {
+            return Err(NotProposed::Slowed);
         }
         let unflushed_max = 2 * crate::PIPELINE_MAX * ring.charge_max;
         if unflushed_max < self.wal.writing_bytes

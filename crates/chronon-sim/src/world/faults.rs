@@ -36,6 +36,7 @@ impl World {
                 self.machines[index(replica)].disk.harm(region, harm, which);
             }
             Fault::DiskFull(replica, full) => self.machines[index(replica)].disk.set_full(full),
+            Fault::SlowExecution(replica, each) => self.machines[index(replica)].back_slow = each,
             Fault::DiskError(replica) => self.machines[index(replica)].disk.fail_next(),
             Fault::Rot(replica, page) => {
                 self.machines[index(replica)].beyond = true;

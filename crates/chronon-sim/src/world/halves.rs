@@ -269,6 +269,9 @@ impl World {
         let now = machine.clock.now(self.now);
         let process = machine.process.as_mut().expect("the caller saw that it is alive");
         let input = process.back_inbox.pop_front().unwrap_or(BackInput::Tick);
+        if let BackInput::Front(ToBack::Commit(_)) = &input {
+            machine.back_rests_until = self.now + machine.back_slow;
+        }
         process.back.handle(now, input);
         let unblocked = std::mem::take(&mut process.front_blocked);
         self.drain_back(at);

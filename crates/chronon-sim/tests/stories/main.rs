@@ -5,6 +5,7 @@ mod bounds;
 mod clients;
 mod disk;
 mod effects;
+mod laggards;
 mod partitions;
 mod seeds;
 mod sizes;

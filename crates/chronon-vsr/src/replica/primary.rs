@@ -3,6 +3,7 @@
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::sync::Arc;
 
+use super::intake::Pauses;
 use super::log::OnDisk;
 use super::reads::Rounds;
 use super::retry::Retry;
@@ -37,6 +38,7 @@ pub(crate) struct Leading {
     resend: Retry,
     /// What each voter last said of its disk, and when.
     disks: BTreeMap<ReplicaId, (Duration, Instant)>,
+    pub(super) pauses: Pauses,
     pub(crate) abdicating: Option<(Abdication, Instant)>,
 }
 
@@ -60,6 +62,7 @@ impl Leading {
             heartbeat_at: now,
             resend: Retry::never(),
             disks: BTreeMap::new(),
+            pauses: Pauses::new(),
             abdicating: None,
         }
     }
@@ -95,6 +98,7 @@ impl Replica {
         {
             leading.resend = Retry::now(now + patience);
         }
+        self.pause_intake();
         Proposed { entry: name, born: self.stamp }
     }
 
@@ -215,6 +219,7 @@ impl Replica {
         } else {
             self.peers.note_acked(from, entry.op);
         }
+        self.note_progress(from, applied.op);
         self.compare_digest(from, applied);
         self.confirm_rounds();
     }
@@ -273,6 +278,7 @@ impl Replica {
         let Part::Leading(leading) = &mut self.part else { return };
         leading.disks.insert(from, (Duration::from_micros(u64::from(disk_age_us)), now));
         leading.rounds.heard(from, read_round);
+        self.note_progress(from, applied.op);
         self.compare_digest(from, applied);
         self.confirm_rounds();
     }
@@ -284,19 +290,23 @@ impl Replica {
             return Instant::NEVER;
         }
         if self.options.mutations.breaks(Mutation::NeverResend) {
-            return leading.heartbeat_at;
+            return leading.heartbeat_at.min(leading.pauses.until);
         }
-        leading.heartbeat_at.min(leading.resend.at)
+        leading.heartbeat_at.min(leading.resend.at).min(leading.pauses.until)
     }
 
     pub(super) fn primary_timers(&mut self) {
         let (now, timing) = (self.now.monotonic, self.options.timing);
-        let Part::Leading(leading) = &self.part else { return };
+        let Part::Leading(leading) = &mut self.part else { return };
         if !leading.announced {
             return;
         }
+        if leading.pauses.until <= now {
+            leading.pauses.until = Instant::NEVER;
+        }
         if leading.heartbeat_at <= now {
             self.judge_primacy();
+            self.judge_lag();
             let Part::Leading(leading) = &mut self.part else { return };
             leading.heartbeat_at = now + timing.heartbeat;
             if leading.abdicating.is_none() {

@@ -1,0 +1,74 @@
+//! Voters that are slower than the load: the primary goes slower for their sake, within bounds.
+
+use chronon_sim::{ALL, Cluster};
+use chronon_vsr::{Duration, Event, Intake, ReplicaId};
+
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// A cluster whose log holds about 320 ops beyond a checkpoint, and one of its backups.
+fn cluster(seed: u64) -> (Cluster, ReplicaId) {
+    // A replica is as slow as its Back: its Front must not be held up by it.
+    let mut c = Cluster::new(3).seed(seed).tiny_log(160).with(|config| config.pace.back_queue_max = 100_000);
+    c.submit(10).settle();
+    let laggard = c.backups()[0];
+    (c, laggard)
+}
+
+fn intake(c: &mut Cluster) -> Intake {
+    let primary = c.primary();
+    c.world().replica(primary).expect("it leads").intake()
+}
+
+fn is_slowed(event: &Event) -> bool {
+    matches!(event, Event::IntakeSlowed { .. })
+}
+
+fn is_restored(event: &Event) -> bool {
+    matches!(event, Event::IntakeRestored)
+}
+
+fn is_sync_started(event: &Event) -> bool {
+    matches!(event, Event::SyncStarted { .. })
+}
+
+// Scenario 33.
+#[test]
+fn a_backup_that_executes_slower_than_the_load_is_waited_for_and_never_left_behind() {
+    for seed in 0..3 {
+        let (mut c, laggard) = cluster(seed);
+        c.replica(laggard).slow(millis(15));
+        c.start(1_500);
+        let mut worst = Duration::ZERO;
+        while !c.world().clients_done() {
+            c.run(millis(20));
+            let slowed = intake(&mut c).slowed;
+            assert!(slowed.is_none_or(|(voter, _)| voter == laggard));
+            worst = worst.max(slowed.map_or(Duration::ZERO, |(_, pause)| pause));
+        }
+        assert!(millis(10) < worst && worst <= millis(40), "{worst:?}");
+        // However slow it is, nobody waits for longer than the pauses of a pipeline.
+        let slowest = c.completed().iter().map(|call| call.completed.since(call.invoked)).max();
+        assert!(slowest < Some(millis(1_000)), "{slowest:?}");
+        c.replica(laggard).slow(Duration::ZERO);
+        c.settle().assert_committed(ALL, 1_510).run(millis(300));
+        c.assert_no_event(is_sync_started);
+        let (slowed, restored) = (c.count_events(ALL, is_slowed), c.count_events(ALL, is_restored));
+        assert!(0 < slowed && slowed == restored, "{slowed}, {restored}");
+        let Intake { slowed, paused_total } = intake(&mut c);
+        assert_eq!(slowed, None);
+        assert!(millis(1_000) < paused_total, "{paused_total:?}");
+    }
+}
+
+// Scenario 33.
+#[test]
+fn a_voter_that_stands_still_slows_nobody() {
+    let (mut c, laggard) = cluster(4);
+    c.replica(laggard).slow(Duration::from_secs(600));
+    c.submit(2_000);
+    assert!(c.world().status(laggard).expect("it runs").applied.plus(300) < c.head());
+    c.assert_no_event(is_slowed);
+    assert_eq!(intake(&mut c), Intake { slowed: None, paused_total: Duration::ZERO });
+}
