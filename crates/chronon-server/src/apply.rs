@@ -14,7 +14,8 @@ use crate::counters::Counters;
 use crate::front::Look;
 use crate::mailbox::{Mailbox, Waited};
 use crate::reads::Reads;
-use crate::vault::{Turn, VaultMessage};
+use crate::turn::Turn;
+use crate::vault::VaultMessage;
 
 /// What Back's thread is told. Commits are bounded by Front (`behind_ops_max`), attempts by the sinks' concurrency,
 /// looks by who asks.

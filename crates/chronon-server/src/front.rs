@@ -31,7 +31,8 @@ use crate::counters::Counters;
 use crate::mailbox::Mailbox;
 use crate::peers::Peers;
 use crate::stop::{Stop, StopReason};
-use crate::vault::{Turn, VaultMessage};
+use crate::turn::Turn;
+use crate::vault::VaultMessage;
 
 /// Between two reports of the disk's age while a write is outstanding.
 const DISK_AGE_REPORT: Duration = Duration::from_millis(100);

@@ -40,7 +40,8 @@ use crate::mailbox::Mailbox;
 use crate::peers::Peers;
 use crate::reads::{Reader, Reads, Serves};
 use crate::stop::{Stop, StopReason, guarded};
-use crate::vault::{Turn, VaultHandle, VaultParts, VaultThread};
+use crate::turn::Turn;
+use crate::vault::{VaultHandle, VaultParts, VaultThread};
 use crate::wal::WalThread;
 use crate::{api, clients, sinks};
 

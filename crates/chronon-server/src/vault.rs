@@ -6,13 +6,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use chronon_kernel::{Engine, Frozen, Put};
 use chronon_node::{Room, VaultReport, VaultTask};
 use chronon_storage::{ChunkDamage, ChunkList, DataDirectory, Disk, File, Step, Vault, perform};
-use chronon_vsr::{Checkpoint, Checksum, Instant, OpRef, ReplicaId, Ring, Role};
+use chronon_vsr::{Checkpoint, Checksum, Instant, OpRef, ReplicaId, Ring};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
@@ -22,7 +21,9 @@ use crate::clock::Clock;
 use crate::config::CheckpointLimits;
 use crate::counters::Counters;
 use crate::mailbox::{Mailbox, Waited};
+use crate::pace::Pace;
 use crate::stop::{Stop, StopReason};
+use crate::turn::Turn;
 
 /// The most chunks that are reported missing at a time.
 const MISSING_MAX: usize = 64;
@@ -151,46 +152,6 @@ impl std::fmt::Debug for VaultMessage {
 enum For {
     Peer(ReplicaId),
     Backup(oneshot::Sender<Option<Vec<u8>>>),
-}
-
-/// How far the log has come, and this replica's turn: replicas write their checkpoints one after another, the primary
-/// last, so that a commit rarely waits for a disk that is busy with one.
-#[derive(Debug, Default)]
-pub(crate) struct Turn {
-    progress: AtomicU64,
-    rank: AtomicU32,
-}
-
-impl Turn {
-    /// Back was handed an op that ends there in the ring.
-    pub(crate) fn note_progress(&self, end: u64) {
-        self.progress.store(end, Ordering::Relaxed);
-    }
-
-    /// Where the newest op that Back was handed ends in the ring.
-    pub(crate) fn progress(&self) -> u64 {
-        self.progress.load(Ordering::Relaxed)
-    }
-
-    /// This replica plays that part among these voters.
-    pub(crate) fn note_role(&self, me: ReplicaId, voters: &[ReplicaId], role: &Role) {
-        self.rank.store(rank(me, voters, role), Ordering::Relaxed);
-    }
-
-    fn rank(&self) -> u32 {
-        self.rank.load(Ordering::Relaxed)
-    }
-}
-
-/// How many replicas write before this one.
-fn rank(me: ReplicaId, voters: &[ReplicaId], role: &Role) -> u32 {
-    let place = |replica: ReplicaId| voters.iter().position(|voter| *voter == replica).unwrap_or(0);
-    let last = match role {
-        Role::Primary { .. } => place(me),
-        Role::Backup { primary, .. } => place(*primary),
-        Role::Changing { .. } => voters.len() - 1,
-    };
-    ((place(me) + voters.len() - 1 - last) % voters.len()) as u32
 }
 
 /// What the vault thread is made of.
@@ -828,48 +789,4 @@ fn turn_at(waiting: &Waiting, parts: &VaultParts) -> Instant {
     let has_come = share <= parts.turn.progress().saturating_sub(waiting.end);
     let turn = if has_come { waiting.since } else { waiting.since + TURN_PAUSE * rank };
     turn.max(waiting.not_before)
-}
-
-/// How fast something may go.
-#[derive(Clone, Copy, Debug)]
-struct Pace {
-    /// Bytes a second.
-    rate: u64,
-    /// When the next may go.
-    from: Instant,
-}
-
-impl Pace {
-    fn spend(&mut self, bytes: usize) {
-        let nanos = (bytes as u64).saturating_mul(1_000_000_000) / self.rate.max(1);
-        self.from = self.from.max(Clock.monotonic()) + Duration::from_nanos(nanos);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use chronon_vsr::{Epoch, Stamp};
-
-    use super::*;
-
-    #[test]
-    fn every_replica_writes_in_a_turn_of_its_own_and_the_primary_last() {
-        let stamp = Stamp::first(Epoch::new(0));
-        for count in 1..=6 {
-            let voters: Vec<ReplicaId> = (0..count).map(ReplicaId::new).collect();
-            for primary in &voters {
-                let role = |me: &ReplicaId| {
-                    if me == primary {
-                        Role::Primary { stamp, serving: true }
-                    } else {
-                        Role::Backup { stamp, primary: *primary }
-                    }
-                };
-                let mut ranks: Vec<u32> = voters.iter().map(|me| rank(*me, &voters, &role(me))).collect();
-                assert_eq!(ranks[usize::from(primary.value())], u32::from(count) - 1);
-                ranks.sort_unstable();
-                assert_eq!(ranks, (0..u32::from(count)).collect::<Vec<u32>>());
-            }
-        }
-    }
 }
