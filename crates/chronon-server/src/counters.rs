@@ -74,7 +74,9 @@ counters! {
         wal_bytes_scrubbed,
         /// Groups of the log found damaged while running, and written again.
         wal_groups_damaged,
-        /// Rounds of scrubbing through the whole log.
+        /// Blocks of the log's file that held nothing and could not be read: they were filled with zeros.
+        wal_blots,
+        /// Rounds of scrubbing through the whole file of the log.
         wal_scrub_rounds,
         /// Copies of the superblock found damaged while running, and written again.
         superblock_copies_damaged,
@@ -116,7 +118,7 @@ counters! {
         wal_bytes,
         /// Bytes of it that hold groups which are still needed.
         wal_used_bytes,
-        /// Bytes of the log that the present round of scrubbing has read.
+        /// Bytes of the log's file that the present round of scrubbing has read.
         wal_scrub_bytes,
         /// Bytes of all files of checkpoints.
         vault_bytes,

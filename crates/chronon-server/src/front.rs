@@ -293,6 +293,7 @@ impl FrontThread {
                 "checkpoints_live_bytes": self.counters.vault_live_bytes.value(),
                 "damaged": {
                     "wal_groups": self.counters.wal_groups_damaged.value(),
+                    "wal_blots": self.counters.wal_blots.value(),
                     "superblock_copies": self.counters.superblock_copies_damaged.value(),
                     "chunks": self.counters.chunks_damaged.value(),
                 },

@@ -101,5 +101,13 @@ impl WalThread {
             let entries = damage.entries.len();
             warn!(position = damage.position, entries, "part of the log has rotted; it is written again");
         }
+        if 0 < scrubbed.blots {
+            self.counters.wal_blots.add_many(scrubbed.blots);
+            let blocks = scrubbed.blots;
+            warn!(
+                blocks,
+                "blocks of the log file that hold nothing can't be read; they are filled with zeros"
+            );
+        }
     }
 }

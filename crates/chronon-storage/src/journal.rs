@@ -1,6 +1,7 @@
 //! The journal: turns a replica's writes into jobs for a disk, and finished jobs into reports.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 
 use chronon_vsr::{
@@ -13,7 +14,7 @@ use crate::group::{
     BLOCK, GROUP_ENTRIES_MAX, GroupHeader, Layout, Link, Sequence, UNIT, Unit, encode_group, entry_charge,
     group_blocks, read_unit,
 };
-use crate::scan::{Lost, Scan};
+use crate::scan::{Lost, Scan, ScannedGroup};
 use crate::superblock::{self, Superblock};
 use crate::{Bytes, Disk, File, Identity, Step};
 
@@ -72,8 +73,10 @@ pub struct Journal {
     durable_through: Sequence,
     evidence: EvidenceWish,
     buffer: Arc<Buffer>,
-    /// The group that is scrubbed next, or the first one above it.
-    scrub_next: Sequence,
+    scrub_next: ScrubNext,
+    /// Blocks in which something can't be read, and which may lie where no group is. They are filled with zeros before
+    /// anything else is written: of a write that is torn there, units that never arrived must read as old (table.rs).
+    blots: BTreeSet<u64>,
     /// Copies of the superblock have rotted; these have not.
     superblock_again: Option<[bool; superblock::COPIES]>,
 }
@@ -85,8 +88,19 @@ pub struct WalScrubbed {
     pub bytes: u64,
     /// Damaged groups, each told once.
     pub damage: Vec<GroupDamage>,
-    /// The step ended at the newest group: the next one begins anew.
+    /// Blocks of 4 KiB where no group is and something can't be read, each told once. They are filled with zeros.
+    pub blots: usize,
+    /// The step ended at the end of the file: the next one begins anew.
     pub round: bool,
+}
+
+/// Where the next step of scrubbing goes on: first through the groups, oldest first, then through the rest of the file.
+#[derive(Clone, Copy, Debug)]
+enum ScrubNext {
+    /// At this group, or the first one above it.
+    Group(Sequence),
+    /// At this position, or the first one above it where no group is.
+    Rest(u64),
 }
 
 /// A group of the WAL that can't be read, or not as it was written.
@@ -125,6 +139,9 @@ enum Undertaking {
         oldest: Sequence,
         reports: Option<WriteNumber>,
     },
+    Zeros {
+        blots: Vec<u64>,
+    },
 }
 
 #[derive(Debug)]
@@ -134,6 +151,8 @@ struct Group {
     entries: Vec<Entry>,
     /// While what it held may be needed its place is not used again: the scan would forget what was lost.
     lost: Lost,
+    /// Some of its units can't be read, be it only where they hold nothing.
+    blotted: bool,
     durable: bool,
 }
 
@@ -182,13 +201,15 @@ impl Journal {
             durable_through: scan.durable_through,
             evidence: EvidenceWish::Given,
             buffer: Arc::new(Buffer::zeroed(0)),
-            scrub_next: Sequence::default(),
+            scrub_next: ScrubNext::Group(Sequence::default()),
+            blots: scan.blots,
             superblock_again: None,
         };
         for group in scan.groups {
             journal.count_copies(&group.intact);
-            let entries = group.intact;
-            journal.groups.push_back(Group { link: group.link, entries, lost: group.lost, durable: true });
+            let ScannedGroup { link, intact: entries, lost, .. } = group;
+            let blotted = scan.survey.damaged.iter().any(|damaged| damaged.link == link);
+            journal.groups.push_back(Group { link, entries, lost, blotted, durable: true });
         }
         journal
     }
@@ -213,6 +234,7 @@ impl Journal {
             return None;
         }
         match self.waiting.front() {
+            _ if !self.blots.is_empty() => self.zeros_job().or_else(|| self.next_job()),
             // Appends of this incarnation's start go first: nothing may be acked before they are durable again.
             _ if !self.again.is_empty() => self.group_job(),
             Some(Write::Append { .. }) => self.group_job(),
@@ -241,13 +263,18 @@ impl Journal {
                 self.group_done(sequence, oldest);
                 reports.map(Durable::Appended).into_iter().collect()
             }
+            Undertaking::Zeros { blots } => {
+                self.blots.retain(|blot| !blots.contains(blot));
+                Vec::new()
+            }
         }
     }
 
     /// Whether nothing waits and nothing is under way.
     pub fn idle(&self) -> bool {
         let nothing_waits = self.waiting.is_empty() && self.again.is_empty();
-        nothing_waits && self.outstanding.is_empty() && self.superblock_again.is_none()
+        let nothing_to_mend = self.superblock_again.is_none() && self.blots.is_empty();
+        nothing_waits && nothing_to_mend && self.outstanding.is_empty()
     }
 
     /// Whether the journal is idle and its newest entries still lack evidence that they were durable. A driver that
@@ -265,31 +292,55 @@ impl Journal {
         }
     }
 
-    /// Reads on from where the last call stopped, about so many bytes, and checks them. What has rotted becomes a
-    /// job: its entries are in memory.
+    /// Reads on from where the last call stopped, about so many bytes, and checks them: groups first, then what lies
+    /// between the newest and the oldest. What has rotted becomes a job: the entries of groups are in memory.
     pub fn scrub(&mut self, disk: &mut dyn Disk, bytes_max: u64) -> WalScrubbed {
         let mut scrubbed = WalScrubbed::default();
         while scrubbed.bytes < bytes_max {
-            let next = self.groups.iter().position(|group| self.scrub_next <= group.link.sequence);
-            let Some(index) = next.filter(|index| self.groups[*index].durable) else {
-                self.scrub_next = Sequence::default();
-                scrubbed.round = true;
-                break;
+            self.scrub_next = match self.scrub_next {
+                ScrubNext::Group(from) => {
+                    match self.groups.iter().position(|group| from <= group.link.sequence) {
+                        Some(index) if self.groups[index].durable => {
+                            self.scrub_group(disk, index, &mut scrubbed)
+                        }
+                        Some(_) | None => ScrubNext::Rest(0),
+                    }
+                }
+                ScrubNext::Rest(from) => match self.rest_from(from) {
+                    Some(rest) => self.scrub_rest(disk, rest, &mut scrubbed),
+                    None => {
+                        self.scrub_next = ScrubNext::Group(Sequence::default());
+                        scrubbed.round = true;
+                        break;
+                    }
+                },
             };
-            let Group { link, lost, .. } = &self.groups[index];
-            let link = *link;
-            self.scrub_next = Sequence { count: link.sequence.count + 1, ..link.sequence };
-            // What is known to be damaged stays so.
-            if *lost != Lost::Nothing {
-                continue;
-            }
+        }
+        scrubbed
+    }
+
+    fn scrub_group(&mut self, disk: &mut dyn Disk, index: usize, scrubbed: &mut WalScrubbed) -> ScrubNext {
+        let Group { link, blotted, .. } = &self.groups[index];
+        let link = *link;
+        // What is known to be damaged stays so.
+        if !*blotted {
             scrubbed.bytes += link.length();
             if !reads_as_written(disk, &self.layout, &link) {
                 let entries = self.lose(index);
                 scrubbed.damage.push(GroupDamage { position: link.position, entries });
             }
         }
-        scrubbed
+        ScrubNext::Group(Sequence { count: link.sequence.count + 1, ..link.sequence })
+    }
+
+    fn scrub_rest(&mut self, disk: &mut dyn Disk, rest: Range<u64>, scrubbed: &mut WalScrubbed) -> ScrubNext {
+        const CHUNK: u64 = 16 * BLOCK as u64;
+        let end = rest.end.min(rest.start + CHUNK);
+        scrubbed.bytes += end - rest.start;
+        for block in unreadable_blocks(disk, &self.layout, rest.start..end) {
+            scrubbed.blots += usize::from(self.blots.insert(block));
+        }
+        ScrubNext::Rest(end)
     }
 
     /// Reads the copies of the superblock back, unless one is being written. Returns how many are not as they were
@@ -313,6 +364,7 @@ impl Journal {
         let entries = std::mem::take(&mut self.groups[index].entries);
         entries.iter().for_each(|entry| self.forget_copy(entry));
         let names: Vec<OpRef> = entries.iter().map(Entry::op_ref).collect();
+        self.groups[index].blotted = true;
         self.groups[index].lost = Lost::Named(names.iter().map(|entry| (entry.op, entry.checksum)).collect());
         let needed = |entry: &Entry| {
             self.keep_from <= entry.op() && !self.copies.contains_key(&(entry.op(), entry.checksum()))
@@ -336,10 +388,10 @@ impl Journal {
         self.superblock.ring
     }
 
-    /// Whether every group that a scan would look at is as it was written, as far as is known. What was lost counts until
-    /// its place is used again, for every start until then finds it lost.
+    /// Whether the whole file is as it was written, as far as is known. What was lost counts until its place is free and
+    /// filled with zeros, for every start until then finds it lost.
     pub fn is_whole(&self) -> bool {
-        self.groups.iter().all(|group| group.lost == Lost::Nothing)
+        self.groups.iter().all(|group| group.lost == Lost::Nothing && !group.blotted) && self.blots.is_empty()
     }
 
     /// Bytes of the WAL that hold groups which are still needed.
@@ -379,6 +431,43 @@ impl Journal {
         }
         self.superblock_checksum = checksum;
         Some(self.job(steps, Undertaking::Superblock { number }))
+    }
+
+    /// Fills blots with zeros, a mebibyte at most. What a group was put on in the meantime reads well again.
+    fn zeros_job(&mut self) -> Option<Job> {
+        const BLOTS_MAX: usize = 256;
+        let rest = self.rest();
+        self.blots.retain(|block| rest.iter().any(|rest| rest.contains(block)));
+        let blots: Vec<u64> = self.blots.iter().copied().take(BLOTS_MAX).collect();
+        let longest = blots.chunk_by(|block, next| block + BLOCK as u64 == *next).map(<[u64]>::len).max()?;
+        let zeros = Arc::new(Buffer::zeroed(longest * BLOCK));
+        let runs = blots.chunk_by(|block, next| block + BLOCK as u64 == *next);
+        let writes = runs.map(|run| Step::Write {
+            file: File::Wal,
+            position: run[0],
+            bytes: Bytes::new(Arc::clone(&zeros), 0..run.len() * BLOCK),
+        });
+        let steps = writes.chain([Step::Flush { file: File::Wal }]).collect();
+        Some(self.job(steps, Undertaking::Zeros { blots }))
+    }
+
+    /// Where no group is: between the newest and the oldest, and what a wrap left over at the end of the file.
+    fn rest(&self) -> [Range<u64>; 2] {
+        let size = self.layout.size;
+        let Some(oldest) = self.groups.front() else { return [0..size, size..size] };
+        let tail = oldest.link.position;
+        if tail < self.head {
+            return [0..tail, self.head..size];
+        }
+        let upper = self.groups.partition_point(|group| tail <= group.link.position);
+        let wrapped_at = upper.checked_sub(1).map_or(size, |last| self.groups[last].link.end());
+        [self.head..tail, wrapped_at..size]
+    }
+
+    /// The first stretch at or above this position where no group is.
+    fn rest_from(&self, from: u64) -> Option<Range<u64>> {
+        let stretches = self.rest().into_iter().map(|rest| rest.start.max(from)..rest.end);
+        stretches.into_iter().find(|stretch| !stretch.is_empty())
     }
 
     fn job(&mut self, steps: Vec<Step>, what: Undertaking) -> Job {
@@ -475,7 +564,8 @@ impl Journal {
         self.evidence = if content.entries.is_empty() { EvidenceWish::Given } else { EvidenceWish::Lacking };
         self.head = link.end();
         self.last = Some(Last { link, previous: header.previous, records });
-        self.groups.push_back(Group { link, entries: content.entries, lost: Lost::Nothing, durable: false });
+        let (entries, lost) = (content.entries, Lost::Nothing);
+        self.groups.push_back(Group { link, entries, lost, blotted: false, durable: false });
         let mut steps = vec![Step::Write { file: File::Wal, position, bytes }];
         if !self.mutations.breaks(Mutation::AckBeforeFlush) {
             steps.push(Step::Flush { file: File::Wal });
@@ -499,6 +589,9 @@ impl Journal {
             let group = self.groups.pop_front().expect("just looked at");
             for entry in &group.entries {
                 self.forget_copy(entry);
+            }
+            if group.blotted || group.lost != Lost::Nothing {
+                self.blots.extend((group.link.position..group.link.end()).step_by(BLOCK));
             }
         }
     }
@@ -620,6 +713,19 @@ fn reads_as_written(disk: &mut dyn Disk, layout: &Layout, link: &Link) -> bool {
         .chunks_exact(UNIT)
         .enumerate()
         .all(|(index, unit)| read_unit(unit, layout.salt, link.position + (index * UNIT) as u64) == written)
+}
+
+/// The blocks of this stretch in which a unit is neither a whole one of some group nor zeros.
+fn unreadable_blocks(disk: &mut dyn Disk, layout: &Layout, stretch: Range<u64>) -> Vec<u64> {
+    let mut block = Buffer::zeroed(BLOCK);
+    let is_unreadable = |position: &u64| {
+        if disk.read(File::Wal, *position, block.as_mut()).is_err() {
+            return true;
+        }
+        let mut units = block.chunks_exact(UNIT).zip((*position..).step_by(UNIT));
+        units.any(|(unit, position)| read_unit(unit, layout.salt, position) == Unit::Bad)
+    };
+    stretch.step_by(BLOCK).filter(is_unreadable).collect()
 }
 
 /// The entries of a group that is being gathered.

@@ -33,6 +33,8 @@ pub(crate) struct Scan {
     /// The start that wrote the newest group of which the header can be read. 0: there is none.
     pub(crate) incarnation: u32,
     pub(crate) survey: Survey,
+    /// Blocks in which something can't be read and where no group stays.
+    pub(crate) blots: BTreeSet<u64>,
 }
 
 /// Where the WAL is not as it was written, for people.
@@ -142,7 +144,8 @@ pub(crate) fn scan(
     let newest = groups.last().map(|group| group.link.sequence).unwrap_or_default();
     survey.ends_early = newest < superblock.wal_durable;
     uncertain |= survey.ends_early;
-    survey.stray = map.stray_damage(&groups, &survey);
+    let blots = map.bad_outside(&groups);
+    survey.stray = stray_damage(&blots, &survey);
     let entries = merge(&groups);
     let uncertain_from = uncertain.then(|| op_after_the_last_known(&entries, &superblock.state));
     let unevidenced = unevidenced(&groups, durable_through);
@@ -156,6 +159,7 @@ pub(crate) fn scan(
         uncertain_from,
         durable_through,
         survey,
+        blots: blots.iter().map(|position| position / BLOCK as u64 * BLOCK as u64).collect(),
     }
 }
 
@@ -331,27 +335,17 @@ impl Map {
         Some(DamagedGroup { link: *link, first_bad, lost: lost.clone() })
     }
 
-    /// Bad units where no needed group, torn group or tail is.
-    fn stray_damage(&self, groups: &[ScannedGroup], survey: &Survey) -> Option<(u64, usize)> {
-        let bad = self.units.iter().enumerate().filter(|(_, unit)| **unit == Unit::Bad);
-        let mut bad = bad.map(|(index, _)| (index * UNIT) as u64).peekable();
-        bad.peek()?;
+    /// Where bad units lie outside the groups that stay, ascending.
+    fn bad_outside(&self, groups: &[ScannedGroup]) -> Vec<u64> {
         let mut live: Vec<(u64, u64)> =
             groups.iter().map(|group| (group.link.position, group.link.end())).collect();
         live.sort_unstable();
-        let tail = survey.unreadable_tail;
-        let stray = bad.filter(|position| {
+        let in_group = |position: &u64| {
             let before = live.partition_point(|(start, _)| start <= position);
-            let in_group = before.checked_sub(1).is_some_and(|index| *position < live[index].1);
-            let in_tail = tail.is_some_and(|tail| tail <= *position && *position < tail + BLOCK as u64);
-            !in_group && !in_tail
-        });
-        let (mut first, mut count) = (None, 0);
-        for position in stray {
-            first.get_or_insert(position);
-            count += 1;
-        }
-        first.map(|first| (first, count))
+            before.checked_sub(1).is_some_and(|index| *position < live[index].1)
+        };
+        let bad = self.units.iter().enumerate().filter(|(_, unit)| **unit == Unit::Bad);
+        bad.map(|(index, _)| (index * UNIT) as u64).filter(|position| !in_group(position)).collect()
     }
 
     /// From the newest readable header back to the oldest live group, newest first.
@@ -444,6 +438,14 @@ impl Map {
             before: Before::Whole,
         })
     }
+}
+
+/// Of the bad units outside all groups those that are not at the unreadable tail: the first, and how many.
+fn stray_damage(bad: &[u64], survey: &Survey) -> Option<(u64, usize)> {
+    let tail = survey.unreadable_tail.map(|tail| tail..tail + BLOCK as u64);
+    let mut stray = bad.iter().filter(|position| tail.as_ref().is_none_or(|tail| !tail.contains(position)));
+    let first = *stray.next()?;
+    Some((first, 1 + stray.count()))
 }
 
 /// What the group above on the chain says of the ones below it.

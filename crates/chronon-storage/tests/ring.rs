@@ -214,3 +214,96 @@ fn a_scrub_sees_every_flipped_unit() {
         assert_eq!(journal.scrub(&mut disk, u64::MAX).damage.len(), 1, "unit {unit}");
     }
 }
+
+/// Blocks of the file where no group is, from the newest group to the file's end.
+fn rest(disk: &MemoryDisk) -> std::ops::Range<usize> {
+    let wal = disk.bytes(File::Wal);
+    let used = wal.iter().rposition(|byte| *byte != 0).unwrap();
+    (used / 4096 + 1) * 4096..wal.len()
+}
+
+/// A write that is torn over rot leaves no old unit where the rot was, and would pass for one that had been durable.
+#[test]
+fn rot_where_no_group_is_makes_no_torn_write_look_durable() {
+    for (scrubs, complete) in [("at the start", true), ("while it runs", true), ("never", false)] {
+        let (mut disk, mut chain, _) = ten_groups();
+        let (mut journal, _) = reopen(&mut disk);
+        // The header of the next group will lie here.
+        let next = rest(&disk).start;
+        disk.bytes_mut(File::Wal)[next + 100] = 1;
+        match scrubs {
+            "at the start" => journal = reopen(&mut disk).0,
+            "while it runs" => {
+                assert_eq!(journal.scrub(&mut disk, u64::MAX).blots, 1);
+                assert!(!journal.is_whole());
+                drain(&mut disk, &mut journal);
+                assert_eq!(journal.scrub(&mut disk, u64::MAX).blots, 0);
+            }
+            _ => {}
+        }
+        assert!(journal.is_whole());
+        // The power fails when all of a group has arrived but its first unit.
+        let before = disk.bytes(File::Wal)[next..next + UNIT].to_vec();
+        let entry = chain.next(3000);
+        journal.submit(Write::Append { number: WriteNumber::ZERO.next(), entry, keep_from: Op::ROOT });
+        drain(&mut disk, &mut journal);
+        disk.bytes_mut(File::Wal)[next..next + UNIT].copy_from_slice(&before);
+        let (_, recovered) = reopen(&mut disk);
+        assert_eq!(recovered.scan_complete, complete, "{scrubs}");
+        assert_eq!(intact(&recovered).len(), 10);
+    }
+}
+
+/// What a damaged group leaves behind when the ring lets it go is not left for a torn write to fall on.
+#[test]
+fn the_place_of_a_damaged_group_is_filled_with_zeros_when_it_is_let_go() {
+    let (mut disk, mut chain, entries) = ten_groups();
+    let place = place_of(&disk, &entries[4]);
+    disk.bytes_mut(File::Wal)[place] ^= 1;
+    let (mut journal, _) = reopen(&mut disk);
+    assert!(!journal.is_whole());
+    let mut number = WriteNumber::ZERO;
+    let mut ops = 0;
+    while !journal.is_whole() {
+        ops += 1;
+        assert!(ops < 200, "it is never let go");
+        let entry = chain.next(3000);
+        let keep_from = entry.op();
+        number = number.next();
+        journal.submit(Write::Append { number, entry, keep_from });
+        drain(&mut disk, &mut journal);
+    }
+    assert_eq!(disk.bytes(File::Wal)[place], 0);
+    evidence(&mut disk, &mut journal);
+    assert!(reopen(&mut disk).0.is_whole());
+}
+
+/// The file wraps many times, and rot anywhere outside the groups is found and mended by one round.
+#[test]
+fn a_scrub_reads_the_whole_file_wherever_the_ring_stands() {
+    let (mut disk, mut chain, _) = ten_groups();
+    let (mut journal, _) = reopen(&mut disk);
+    for turns in 0..60 {
+        assert!(turn(&mut disk, &mut journal, &mut chain, 7, Some(20)));
+        evidence(&mut disk, &mut journal);
+        let before = disk.clone();
+        let blocks = before.bytes(File::Wal).len() / 4096;
+        let (mut in_groups, mut outside) = (0, 0);
+        for block in (0..blocks).filter(|block| block % 10 == turns % 10) {
+            disk.bytes_mut(File::Wal)[block * 4096 + 9] ^= 0x10;
+            let scrubbed = journal.scrub(&mut disk, u64::MAX);
+            assert!(scrubbed.round);
+            assert_eq!(scrubbed.blots + scrubbed.damage.len(), 1, "block {block}");
+            in_groups += scrubbed.damage.len();
+            outside += scrubbed.blots;
+            drain(&mut disk, &mut journal);
+        }
+        assert!(0 < in_groups && 0 < outside, "{in_groups}, {outside}");
+        let (_, recovered) = reopen(&mut disk);
+        assert!(recovered.scan_complete);
+        assert!(17 <= intact(&recovered).len());
+        // Damage of many turns side by side would be more than a scan can bear.
+        disk = before;
+        journal = reopen(&mut disk).0;
+    }
+}
