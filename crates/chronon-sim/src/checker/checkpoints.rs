@@ -147,6 +147,14 @@ impl Checkpoints {
         *released = (*released).max(op.next());
     }
 
+    /// Damage took entries from a replica that starts; it goes on with what it holds from here up. Its own checkpoint
+    /// covers the rest, or it still asks for it (`decisions/0008`).
+    pub(crate) fn on_lost(&mut self, replica: ReplicaId, log_start: Op) {
+        let covered = self.durable.get(&replica).map_or(Op::ROOT, |durable| durable.next());
+        let released = self.released.entry(replica).or_insert(Op::ROOT);
+        *released = (*released).max(log_start.min(covered));
+    }
+
     /// A replica tells its journal that entries below this op may be written over (I8).
     pub(crate) fn on_release(&mut self, replica: ReplicaId, keep_from: Op) -> Result<(), Violation> {
         let before = self.released.entry(replica).or_insert(Op::ROOT);

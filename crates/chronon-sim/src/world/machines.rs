@@ -116,6 +116,9 @@ impl World {
         let verdict = self.checkpoints.on_durable(&self.commits, id, &recovered.state.checkpoint);
         let front = Front::open(options, self.config.limits, recovered.clone(), now);
         let kept = self.promises.on_opened(id, &recovered, front.replica());
+        if !machine.clean {
+            self.checkpoints.on_lost(id, front.replica().log_start());
+        }
         let role = front.status().role;
         machine.process = Some(Box::new(Process {
             front,

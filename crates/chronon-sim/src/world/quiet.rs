@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use chronon_kernel::{Answer, Engine, EngineOptions, Lineage, Put, Request, RequestResult};
-use chronon_vsr::{Checksum, Op, Role, Status};
+use chronon_vsr::{Checksum, Instant, Op, Role, Status};
 
 use crate::{CallKind, Checker, Violation, World};
 
@@ -44,6 +44,11 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// When the oldest of the calls under way began.
+    pub(crate) fn oldest_call(&self) -> Option<Instant> {
+        self.clients.iter().filter_map(|client| client.call.as_ref()).map(|call| call.invoked).min()
     }
 
     /// How every replica's engine is made.
