@@ -3,6 +3,7 @@
 
 mod clients;
 mod killer;
+mod pace;
 pub(crate) mod receipt;
 pub(crate) mod receiver;
 pub(crate) mod workload;
@@ -24,6 +25,7 @@ use crate::children::OwnChild;
 use crate::local::{Flavour, LocalCluster, Machine, Sabotage, free_ports};
 use crate::output::Progress;
 use clients::Workforce;
+use pace::Pace;
 use receipt::Receipt;
 use receiver::{Nuisance, read_ledger};
 
@@ -42,6 +44,8 @@ const TRANSFERS_PER_KILL: u32 = 10;
 const LOG_BASE: u64 = 64 * 1024 * 1024;
 /// Bytes of log for one transfer: its command and its outcome, each in an op of its own at worst, and repeats.
 const LOG_PER_TRANSFER: u64 = 40 * 1024;
+/// A log needs no more than this: checkpoints make room in it.
+const LOG_MAX: u64 = 512 * 1024 * 1024;
 
 /// Show that it works: kill -9 at random moments, then compare the books
 #[derive(Clone, Debug, clap::Args)]
@@ -131,6 +135,10 @@ pub(crate) fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::FAILURE)
         }
         Err(error) => {
+            // What holds nothing yet is not worth keeping.
+            if arguments.keep.is_none() && std::fs::remove_dir(&directory).is_ok() {
+                return Err(error);
+            }
             eprintln!("Data and logs are kept in {}; {again}", directory.display());
             Err(error)
         }
@@ -174,7 +182,7 @@ async fn demonstrate(arguments: &DemoArguments, seed: u64, directory: &Path) -> 
     let flavour = Flavour { sabotage, unflushed: power_cut, machine: Machine::Bank };
 
     progress.say(format!("seed {seed}, data in {}", directory.display()));
-    let log = LOG_BASE + LOG_PER_TRANSFER * u64::from(arguments.transfers);
+    let log = (LOG_BASE + LOG_PER_TRANSFER * u64::from(arguments.transfers)).min(LOG_MAX);
     let ring = Ring::new(log, BODY_SIZE_MAX as u32).context("the log is too small for its own pipeline")?;
     let mut cluster =
         LocalCluster::create(directory, arguments.replicas, ring, flavour, &mut |filled, all| {
@@ -197,7 +205,10 @@ async fn demonstrate(arguments: &DemoArguments, seed: u64, directory: &Path) -> 
     workload::open_accounts(first).await?;
     let money_before = workload::money(first).await?;
 
-    let work = Workforce::new(arguments.transfers, arguments.kills, CLIENTS);
+    // The receiver is killed too. Without kills of the primary nothing has to last.
+    let primaries = arguments.kills + u32::from(power_cut);
+    let pace = Pace::new(arguments.transfers, if primaries == 0 { 0 } else { primaries + 1 });
+    let work = Workforce::new(pace);
     let load = Instant::now();
     let hands: Vec<_> = (0..CLIENTS)
         .map(|hand| {
@@ -208,7 +219,7 @@ async fn demonstrate(arguments: &DemoArguments, seed: u64, directory: &Path) -> 
     let mut killer =
         killer::Killer { cluster, outside, work: Arc::clone(&work), prng: prng.fork(), progress };
     let kills = killer.run(arguments.kills, power_cut).await;
-    work.kills_are_over();
+    work.pace.free();
     let killer::Killer { mut cluster, outside, progress, .. } = killer;
     let kills = kills?;
     progress.say("no more kills: the rest at full speed".to_owned());
@@ -270,6 +281,14 @@ async fn drain(bank: &TypedClient<Bank>, outside: &Outside) -> anyhow::Result<(u
     }
 }
 
+/// What the receiver did when it was killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Killed {
+    /// It had acted on a request and not answered yet.
+    InTheMiddle,
+    Idle,
+}
+
 /// The world outside: the receiver's process and its ledger.
 #[derive(Debug)]
 pub(crate) struct Outside {
@@ -309,12 +328,12 @@ impl Outside {
     }
 
     /// Kills the receiver in the middle of a request: it has acted, and will not answer.
-    async fn kill_in_the_middle(&mut self) -> anyhow::Result<()> {
+    async fn kill_in_the_middle(&mut self) -> anyhow::Result<Killed> {
         let url = format!("http://{}/hold", self.address);
-        let held = crate::api::post_empty(&url);
+        let held = tokio::time::timeout(Duration::from_secs(3), crate::api::post_empty(&url)).await;
         // If no webhook comes by, it is killed all the same.
-        let _ = tokio::time::timeout(Duration::from_secs(3), held).await;
-        self.child.take().map_or(Ok(()), OwnChild::kill)
+        self.child.take().map_or(Ok(()), OwnChild::kill)?;
+        Ok(if matches!(held, Ok(Ok(_))) { Killed::InTheMiddle } else { Killed::Idle })
     }
 
     fn sink(&self) -> SinkSpec {

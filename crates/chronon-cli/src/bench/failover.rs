@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use super::machine::Counter;
 use super::rig::{cluster, command, connect};
 use super::{Bar, Printing, conclude};
-use crate::demo::receipt::failovers;
+use crate::demo::receipt::{Kill, failovers};
 use crate::local::{LocalCluster, Machine};
 use crate::output::{Progress, table};
 
@@ -154,10 +154,16 @@ fn measure(arguments: &FailoverArguments, directory: &Path) -> anyhow::Result<Fi
         let killed = kill_all(&mut cluster, &load, kills, Prng::new(seed), &progress).await;
         let successes = load.stop().await;
         let (killed, successes) = (killed?, successes?);
-        let silences = failovers(&killed, &successes);
+        let silences = failovers(&until_the_next(&killed), &successes);
         anyhow::ensure!(silences.len() == killed.len(), "a kill was followed by no acknowledgement");
         Ok(Figures::new(arguments.replicas, seed, silences, successes.len() as u64))
     })
+}
+
+/// The load never stops, so the whole time until the next kill is searched for the silence that each caused.
+fn until_the_next(killed: &[Instant]) -> Vec<Kill> {
+    let next = |number: usize, at: Instant| killed.get(number + 1).copied().unwrap_or(at + PATIENCE);
+    killed.iter().enumerate().map(|(number, at)| Kill { at: *at, served: next(number, *at) }).collect()
 }
 
 async fn kill_all(

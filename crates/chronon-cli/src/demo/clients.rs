@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,24 +11,16 @@ use chronon_client::{SubmitError, TypedClient};
 use chronon_vsr::Prng;
 use tokio::sync::Notify;
 
+use super::pace::Pace;
 use super::workload;
 
-/// About how long a kill takes, with everything around it: the load is spread over the kills by it.
-const TIME_PER_KILL: Duration = Duration::from_secs(3);
-/// The part of the transfers, in percent, that is spread over the kills. The rest runs at full speed.
-const SPREAD_PERCENT: u64 = 60;
-/// The longest pause between two transfers of one client: the load must not stop.
-const PAUSE_MAX: Duration = Duration::from_millis(1_000);
 /// A transfer whose end stays unknown this long is entered as unknown.
 const UNKNOWN_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The clients' work, and what they know of it.
 #[derive(Debug)]
 pub(crate) struct Workforce {
-    transfers: u32,
-    clients: u32,
-    begun: AtomicU32,
-    kills_left: AtomicU32,
+    pub(crate) pace: Pace,
     books: Mutex<Books>,
     /// Something was written into the books.
     entered: Notify,
@@ -44,11 +35,17 @@ pub(crate) struct Books {
     pub(crate) acknowledged: BTreeSet<u64>,
     /// When acknowledgements came, in order.
     pub(crate) successes: Vec<Instant>,
+    /// When the youngest of the acknowledged transfers began, and when its acknowledgement came.
+    pub(super) youngest: Option<(Instant, Instant)>,
     /// What went wrong otherwise, with its transfer.
     pub(crate) problems: Vec<String>,
 }
 
 impl Books {
+    fn ended(&self) -> u64 {
+        (self.acknowledged.len() + self.problems.len()) as u64
+    }
+
     /// Writes them down for whoever looks into a failure.
     pub(crate) fn save(&self, path: &Path) -> anyhow::Result<()> {
         let lines: String = self
@@ -65,15 +62,8 @@ impl Books {
 }
 
 impl Workforce {
-    pub(crate) fn new(transfers: u32, kills: u32, clients: usize) -> Arc<Workforce> {
-        Arc::new(Workforce {
-            transfers,
-            clients: clients as u32,
-            begun: AtomicU32::new(0),
-            kills_left: AtomicU32::new(kills),
-            books: Mutex::new(Books::default()),
-            entered: Notify::new(),
-        })
+    pub(crate) fn new(pace: Pace) -> Arc<Workforce> {
+        Arc::new(Workforce { pace, books: Mutex::new(Books::default()), entered: Notify::new() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Books> {
@@ -88,52 +78,47 @@ impl Workforce {
         self.lock().acknowledged.len() as u64
     }
 
-    pub(crate) fn kill_done(&self) {
-        self.kills_left.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn kills_are_over(&self) {
-        self.kills_left.store(0, Ordering::Relaxed);
-    }
-
-    /// Whether there is still something to submit.
-    pub(crate) fn has_more(&self) -> bool {
-        self.begun.load(Ordering::Relaxed) < self.transfers
-    }
-
-    /// Waits for an acknowledgement that came after `since`. False: none came, and nothing is left to submit.
-    pub(crate) async fn success_after(&self, since: Instant) -> bool {
+    /// Waits until so many more transfers have ended, well or not.
+    pub(crate) async fn ended(&self, more: u32) {
+        let ended = || self.lock().ended();
+        let enough = ended() + u64::from(more);
         loop {
             let entered = self.entered.notified();
-            if self.lock().successes.last().is_some_and(|last| since < *last) {
-                return true;
-            }
-            if !self.has_more() {
-                return false;
+            if enough <= ended() {
+                return;
             }
             entered.await;
         }
     }
 
-    /// How long a client waits before its next transfer, so that the load lasts as long as the kills.
-    fn pause(&self) -> Duration {
-        let kills_left = self.kills_left.load(Ordering::Relaxed);
-        if kills_left == 0 {
-            return Duration::ZERO;
+    /// Waits until a transfer is acknowledged that began after `since`, and says when that was: an answer to an older one
+    /// may have been on its way already. None: all that may begin have ended, and none of them so.
+    pub(crate) async fn success_after(&self, since: Instant) -> Option<Instant> {
+        loop {
+            let entered = self.entered.notified();
+            let (youngest, ended) = {
+                let books = self.lock();
+                (books.youngest, books.ended())
+            };
+            match youngest {
+                Some((began, acknowledged)) if since < began => return Some(acknowledged),
+                Some(_) | None if self.pace.allowed() <= ended => return None,
+                Some(_) | None => entered.await,
+            }
         }
-        let spread = u64::from(self.transfers) * SPREAD_PERCENT / 100;
-        let left = spread.saturating_sub(u64::from(self.begun.load(Ordering::Relaxed))).max(1);
-        let left = u32::try_from(left).unwrap_or(u32::MAX);
-        (TIME_PER_KILL * kills_left * self.clients / left).min(PAUSE_MAX)
     }
 
     /// Writes down what became of a transfer.
-    fn enter(&self, id: u64, problem: Option<String>) {
+    fn enter(&self, id: u64, began: Instant, problem: Option<String>) {
         let mut books = self.lock();
         match problem {
             None => {
+                let now = Instant::now();
                 books.acknowledged.insert(id);
-                books.successes.push(Instant::now());
+                books.successes.push(now);
+                if books.youngest.is_none_or(|(youngest, _)| youngest < began) {
+                    books.youngest = Some((began, now));
+                }
             }
             Some(problem) => books.problems.push(format!("{id}: {problem}")),
         }
@@ -142,7 +127,7 @@ impl Workforce {
 
     /// One client: transfer after transfer, each until its end is known.
     pub(crate) async fn run(self: Arc<Self>, client: TypedClient<Bank>, mut prng: Prng) {
-        while self.begun.fetch_add(1, Ordering::Relaxed) < self.transfers {
+        while self.pace.turn().await {
             let (id, command) = workload::transfer(&mut prng);
             self.lock().submitted.insert(id);
             let began = Instant::now();
@@ -158,12 +143,7 @@ impl Workforce {
                     Err(error) => break Some(error.to_string()),
                 }
             };
-            let failed = problem.is_some();
-            self.enter(id, problem);
-            let pause = self.pause();
-            if !failed && !pause.is_zero() {
-                tokio::time::sleep(pause).await;
-            }
+            self.enter(id, began, problem);
         }
     }
 }
