@@ -38,6 +38,11 @@ pub(crate) fn found(
     progress: &mut dyn FnMut(u64, u64),
 ) -> anyhow::Result<Vec<PathBuf>> {
     let count = u8::try_from(planned.len()).context("too many replicas")?;
+    // The file holds a quarter more than the ring: see `Ring`.
+    let needed = founding.ring.log.saturating_add(founding.ring.log / 4).saturating_mul(u64::from(count));
+    if let Some(one) = planned.first() {
+        room(&one.directory, needed)?;
+    }
     let data: Vec<PathBuf> = planned.iter().map(|one| one.directory.join(&one.config.data)).collect();
     // All at once: a disk is kept busy better, and nobody waits for three fillings in a row.
     std::thread::scope(|scope| -> anyhow::Result<()> {
@@ -53,10 +58,9 @@ pub(crate) fn found(
                 })
             })
             .collect();
-        let expected = founding.ring.log * 5 / 4 * u64::from(count);
         while !formats.iter().all(|format| format.is_finished()) {
             let filled = data.iter().map(|data| bytes_in(data)).sum();
-            progress(filled, expected.max(filled));
+            progress(filled, needed.max(filled));
             std::thread::sleep(Duration::from_millis(50));
         }
         for format in formats {
@@ -69,6 +73,25 @@ pub(crate) fn found(
         .into_iter()
         .map(|one| write_config(&one.directory, Config { cluster: Some(cluster.clone()), ..one.config }))
         .collect()
+}
+
+/// Whether so much can be written there. It is asked before anything is: a disk that was filled to the brim harms all
+/// others that use it.
+fn room(directory: &Path, needed: u64) -> anyhow::Result<()> {
+    let absolute = std::path::absolute(directory)?;
+    let Some(existing) = absolute.ancestors().find(|ancestor| ancestor.exists()) else { return Ok(()) };
+    let filesystem = rustix::fs::statvfs(existing)
+        .with_context(|| format!("can't look at the filesystem of {}", existing.display()))?;
+    let free = filesystem.f_bavail.saturating_mul(filesystem.f_frsize);
+    let mib = |bytes: u64| bytes.div_ceil(1024 * 1024);
+    anyhow::ensure!(
+        needed <= free,
+        "the logs need {} MiB, and the filesystem of {} has {} MiB free: make room, or ask for smaller logs",
+        mib(needed),
+        existing.display(),
+        free / (1024 * 1024)
+    );
+    Ok(())
 }
 
 fn bytes_in(directory: &Path) -> u64 {

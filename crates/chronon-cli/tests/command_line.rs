@@ -89,6 +89,17 @@ fn a_cluster_is_made_in_an_empty_directory_only() {
 }
 
 #[test]
+fn logs_that_the_disk_has_no_room_for_are_refused_before_anything_is_written() {
+    let directory = Directory::new("no-room");
+    for log_mib in [1_u64 << 40, u64::MAX >> 20] {
+        let to = directory.path("cluster");
+        let error = refused(&["init", "--dir", &to, "--log-mib", &log_mib.to_string()]);
+        assert!(error.contains("the logs need") && error.contains("MiB free"), "{error}");
+        assert!(!std::path::Path::new(&to).exists());
+    }
+}
+
+#[test]
 fn a_data_directory_of_another_replica_or_of_another_cluster_is_refused() {
     let cluster = Cluster::init("other-replica", 2);
     let other = std::fs::canonicalize(cluster.config(1)).unwrap().with_file_name("data");
