@@ -1,6 +1,9 @@
 //! The `chronon` command. [`run`] gives an embedder the same commands for their own machine.
 #![forbid(unsafe_code)]
 
+#[macro_use]
+mod output;
+
 mod api;
 mod backup;
 mod bench;
@@ -13,7 +16,6 @@ mod inspect;
 mod local;
 mod log;
 mod operate;
-mod output;
 mod replica;
 mod sim;
 
@@ -65,12 +67,19 @@ enum Command {
 pub fn run<M: StateMachine>() -> ExitCode {
     let arguments = Arguments::parse();
     log_to_stderr();
-    match carry_out::<M>(arguments.command) {
+    let code = match carry_out::<M>(arguments.command) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("chronon: {error:#}");
             ExitCode::FAILURE
         }
+    };
+    match output::failure() {
+        Some(error) => {
+            eprintln!("chronon: standard output can't be written: {error}");
+            ExitCode::FAILURE
+        }
+        None => code,
     }
 }
 
@@ -113,6 +122,8 @@ fn log_to_stderr() {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,chronon_server=info"));
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours);
+    // It would complain to standard error with a panic, and whoever reads the log going away must not stop a replica.
+    let subscriber = subscriber.log_internal_errors(false);
     // An embedding program may have a subscriber of its own; then that one stays.
     let _ = subscriber.with_writer(std::io::stderr).try_init();
 }

@@ -1,9 +1,48 @@
-//! What people see while they wait, and tables.
+//! What people see: the standard streams, progress while they wait, and tables.
 
-use std::io::IsTerminal as _;
+use std::fmt::Arguments;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+
+// The macros of the standard library panic when nobody reads any more, and `chronon status | head -1` is no reason for that.
+// These stand in their place in the whole crate, so that none of them is forgotten.
+macro_rules! print {
+    ($($text:tt)*) => { $crate::output::to_stdout(format_args!($($text)*)) };
+}
+macro_rules! println {
+    () => { $crate::output::to_stdout(format_args!("\n")) };
+    ($($text:tt)*) => { $crate::output::to_stdout(format_args!("{}\n", format_args!($($text)*))) };
+}
+macro_rules! eprintln {
+    ($($text:tt)*) => { $crate::output::to_stderr(format_args!("{}\n", format_args!($($text)*))) };
+}
+
+/// Why the output is not whole, if it is not.
+static FAILURE: Mutex<Option<io::Error>> = Mutex::new(None);
+
+/// What goes to standard output. A reader who has gone wants no more; any other failure is remembered.
+pub(crate) fn to_stdout(text: Arguments<'_>) {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_fmt(text).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            FAILURE.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        }
+        Ok(()) | Err(_) => {}
+    }
+}
+
+/// What goes to standard error: if it can't, there is nobody to tell.
+pub(crate) fn to_stderr(text: Arguments<'_>) {
+    let _ = io::stderr().write_fmt(text);
+}
+
+/// Why the output is not whole, if it is not.
+pub(crate) fn failure() -> Option<io::Error> {
+    FAILURE.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
 
 /// Progress of the demo and of `init`: a bar on a terminal, plain lines elsewhere. Goes to stderr.
 pub(crate) struct Progress {

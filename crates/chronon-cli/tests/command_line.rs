@@ -100,6 +100,38 @@ fn logs_that_the_disk_has_no_room_for_are_refused_before_anything_is_written() {
 }
 
 #[test]
+fn output_that_nobody_reads_is_no_error_and_output_that_is_lost_is_one() {
+    let cluster = Cluster::init("output", 1);
+    let data = std::path::Path::new(cluster.config(0)).with_file_name("data");
+    for arguments in [&["inspect"][..], &["log", "show"], &["log", "verify", "--json"]] {
+        let command = || {
+            let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_chronon"));
+            command.args(arguments).arg("--data").arg(&data).stderr(std::process::Stdio::piped());
+            command
+        };
+        let mut child = command().stdout(std::process::Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", stderr(&output));
+
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let output = command().stdout(full).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert!(stderr(&output).contains("standard output can't be written"), "{}", stderr(&output));
+    }
+}
+
+/// Scenario 54.
+#[tokio::test]
+async fn a_replica_whose_log_nobody_reads_any_more_goes_on() {
+    let mut cluster = Cluster::init("no-reader", 1);
+    cluster.start_unread(0);
+    // It says where it listens, and that it leads, before it does.
+    cluster.primary(None).await;
+    assert_eq!(cluster.ended(0), None);
+}
+
+#[test]
 fn a_data_directory_of_another_replica_or_of_another_cluster_is_refused() {
     let cluster = Cluster::init("other-replica", 2);
     let other = std::fs::canonicalize(cluster.config(1)).unwrap().with_file_name("data");

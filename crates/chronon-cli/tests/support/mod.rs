@@ -217,6 +217,16 @@ impl Cluster {
         *child = Some(started);
     }
 
+    /// Starts a replica whose output nobody reads: both of its pipes are closed at once.
+    pub(crate) fn start_unread(&mut self, replica: usize) {
+        let Replica { config, child, .. } = &mut self.replicas[replica];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_chronon"));
+        command.args(["start", "--config", config]).stdin(Stdio::null());
+        let mut started = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop((started.stdout.take(), started.stderr.take()));
+        *child = Some(started);
+    }
+
     fn log_path(&self, replica: usize) -> PathBuf {
         self.directory.0.join(format!("replica-{replica}.log"))
     }
