@@ -43,6 +43,7 @@ async fn an_operator_sets_a_sink_submits_queries_and_looks_at_effects() {
     assert_eq!(listed["effects"][0]["id"], effect.as_str(), "{listed}");
     let shown = ask(&cluster, &["effects", "show", &effect]);
     assert_eq!(shown["payload"]["amount"], 30, "{shown}");
+    assert_eq!(shown["contract"]["idempotent"]["window"], "1d", "as a sink shows it: {shown}");
     assert_eq!(ask(&cluster, &["sinks", "show", "webhook"])["open"], 1);
     assert_eq!(ask(&cluster, &["sinks", "list"])["sinks"][0]["name"], "webhook");
     let status = ask(&cluster, &["status"]);

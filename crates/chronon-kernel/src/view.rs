@@ -96,7 +96,8 @@ pub struct EffectView {
     pub lane: Option<String>,
     /// Where it stands.
     pub state: EffectState,
-    /// The contract that it was emitted under.
+    /// The contract that it was emitted under. Whoever shows it has a form of their own for durations.
+    #[serde(skip)]
     pub contract: Contract,
     /// When it was emitted.
     #[serde(serialize_with = "as_time")]

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::problem::Problem;
+use super::sinks::ContractText;
 use super::text;
 use super::{Api, TIMEOUT_DEFAULT};
 
@@ -51,6 +52,7 @@ struct One {
 struct Shown {
     #[serde(flatten)]
     view: EffectView,
+    contract: ContractText,
     payload: serde_json::Value,
 }
 
@@ -203,5 +205,5 @@ fn shown(api: &Api, view: EffectView) -> Shown {
     let edge = &api.admission.edge;
     let value = |text: String| serde_json::from_str(&text).ok();
     let payload = edge.effect_to_json(&view.payload).ok().and_then(value).unwrap_or_default();
-    Shown { payload, view }
+    Shown { contract: ContractText::of(view.contract), payload, view }
 }

@@ -41,7 +41,7 @@ struct SinkText {
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-enum ContractText {
+pub(super) enum ContractText {
     Transactional,
     Idempotent {
         window: Span,
@@ -215,10 +215,9 @@ pub(super) fn not_served(api: &Api, spec: &SinkSpec) -> Option<String> {
     kind.and_then(|kind| kind.check_node(&spec.config)).err().map(|error| error.to_string())
 }
 
-impl SinkText {
-    fn of(spec: SinkSpec) -> Result<SinkText, Problem> {
-        let Backoff { first, max, attempts_max } = spec.backoff;
-        let contract = match spec.contract {
+impl ContractText {
+    pub(super) fn of(contract: Contract) -> ContractText {
+        match contract {
             Contract::Transactional => ContractText::Transactional,
             Contract::Idempotent { window, replays_errors } => {
                 ContractText::Idempotent { window: Span(window), replays_errors }
@@ -226,9 +225,15 @@ impl SinkText {
             Contract::Probe { settle } => ContractText::Probe { settle: Span(settle) },
             Contract::AtMostOnce => ContractText::AtMostOnce,
             Contract::AtLeastOnce => ContractText::AtLeastOnce,
-        };
+        }
+    }
+}
+
+impl SinkText {
+    fn of(spec: SinkSpec) -> Result<SinkText, Problem> {
+        let Backoff { first, max, attempts_max } = spec.backoff;
         Ok(SinkText {
-            contract,
+            contract: ContractText::of(spec.contract),
             kind: spec.kind,
             config: text::raw(if spec.config.is_empty() { "null".to_owned() } else { spec.config })?,
             backoff: Some(BackoffText { first: Span(first), max: Span(max), attempts_max }),
