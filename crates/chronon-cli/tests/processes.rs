@@ -107,8 +107,8 @@ async fn primary_is_stopped(name: &str, replicas: usize) {
     let pause = tokio::time::sleep(Duration::from_secs(5));
     // The others go on without it.
     opened.extend(open_many(client.clone(), 100..150).await);
-    pause.await;
-    // Asked now and read by the stopped primary the moment it wakes, before it has heard of anything.
+    // Asked now, and read by the stopped primary the moment it wakes, before it has heard of anything: the rest of the
+    // pause is time enough for the question to lie in its socket.
     let query = postcard::to_allocvec(&Query::Balance { account: 149 }).unwrap();
     let asked = {
         let stale = stale.clone();
@@ -116,7 +116,7 @@ async fn primary_is_stopped(name: &str, replicas: usize) {
             async move { stale.query(Duration::from_secs(10), Consistency::Linearizable, query).await },
         )
     };
-    tokio::task::yield_now().await;
+    pause.await;
     cluster.signal(stopped, Signal::CONT);
     if let Ok(chronon_kernel::Answer::Answered { answer, .. }) = asked.await.unwrap() {
         let answer: Answer = postcard::from_bytes(&answer).unwrap();
