@@ -171,6 +171,7 @@ fn arguments_that_make_no_benchmark_are_told() {
     for (arguments, code, told) in [
         (&["commit", "--clients", "0"][..], 2, "0 is not in 1..=4096"),
         (&["commit", "--seconds", "0"], 2, "0 is not in 1.."),
+        (&["floor", "--count", "0"], 2, "0 is not in 1.."),
         (&["commit", "--log-mib", "1", "--dir", "DIR"], 1, "--log-mib is too small"),
         (&["failover", "--kills", "0"], 2, "0 is not in 1..=10000"),
         (&["failover", "--replicas", "2"], 2, "2 is not in 3..=6"),

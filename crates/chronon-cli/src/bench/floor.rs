@@ -31,7 +31,7 @@ pub(crate) struct FloorArguments {
     #[arg(long, default_value = ".")]
     dir: PathBuf,
     /// Flushes, and round trips, of each row
-    #[arg(long, default_value_t = 1_000)]
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
     count: u32,
     /// As JSON
     #[arg(long)]
