@@ -150,6 +150,11 @@ impl Dispatcher {
         self.outputs.pop_front().unwrap_or(DispatcherOutput::Wait(self.wait))
     }
 
+    /// Ends of attempts that the log does not hold yet: they are proposed until it does.
+    pub fn unlogged_ends(&self) -> usize {
+        self.ends.len()
+    }
+
     /// The primary begins to serve, or stops. Attempts under way go on, and belong to the reign that started them:
     /// after a pause within one reign none of them is started again.
     fn serve(&mut self, serving: Option<Stamp>) {

@@ -138,6 +138,11 @@ impl Back {
         &*self.engine
     }
 
+    /// Ends of attempts that were started here and that the log does not hold yet.
+    pub fn unlogged_ends(&self) -> usize {
+        self.dispatcher.unlogged_ends()
+    }
+
     fn on_commit(&mut self, entry: &Entry) {
         assert!(self.engine.applied().next() == entry.op());
         let header = entry.header();

@@ -36,7 +36,7 @@ pub(crate) use vaults::Store;
 const EVIDENCE_AFTER: Duration = Duration::from_millis(5);
 
 /// About so many bytes of WAL and packs are scrubbed at a time.
-const SCRUB_BYTES: u64 = 256 * 1024;
+const SCRUB_BYTES: u64 = 128 * 1024;
 
 /// How often Front is told of a write that takes long.
 const DISK_AGE_EVERY: Duration = Duration::from_millis(50);

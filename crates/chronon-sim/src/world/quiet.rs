@@ -37,6 +37,10 @@ impl World {
             if status.applied != head || status.head != head || status.commit_max.op != head {
                 return Err(format!("R{id} lags behind op {head}: {status:?}"));
             }
+            // One of them may settle what is parked in doubt, and all that waits behind it in its lane.
+            if 0 < process.back.unlogged_ends() {
+                return Err(format!("R{id} knows ends of attempts that the log does not hold"));
+            }
             // Behind a parked effect its lane waits, and rightly so.
             let ready = if engine.parked == 0 { engine.ready } else { 0 };
             if engine.scheduled + ready + engine.started + engine.waiting + engine.callbacks != 0 {
