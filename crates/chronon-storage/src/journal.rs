@@ -63,9 +63,6 @@ pub struct Journal {
     /// Where the next group goes, unless it has to wrap.
     head: u64,
     keep_from: Op,
-    /// Once a superblock without uncertainty is durable: what nobody could tell at the start was below this op, or is
-    /// of a log that was replaced.
-    unknown_below: Option<Op>,
     /// How many durable intact copies there are of each entry.
     copies: BTreeMap<(Op, Checksum), u32>,
     /// The charges of all entries in `copies` that are still needed, each counted once.
@@ -195,7 +192,6 @@ impl Journal {
             last,
             head,
             keep_from: Op::ROOT,
-            unknown_below: None,
             copies: BTreeMap::new(),
             live_charge: 0,
             durable_through: scan.durable_through,
@@ -252,13 +248,7 @@ impl Journal {
         assert!(index == 0 || self.mutations.breaks(Mutation::DurableOutOfOrder));
         let Outstanding { what, .. } = self.outstanding.remove(index).expect("the index was just found");
         match what {
-            Undertaking::Superblock { number } => {
-                let state = &self.superblock.state;
-                if self.unknown_below.is_none() && state.uncertain_from.is_none() {
-                    self.unknown_below = Some(state.head().op.max(state.checkpoint.entry.op).next());
-                }
-                number.map(Durable::Superblock).into_iter().collect()
-            }
+            Undertaking::Superblock { number } => number.map(Durable::Superblock).into_iter().collect(),
             Undertaking::Group { sequence, oldest, reports } => {
                 self.group_done(sequence, oldest);
                 reports.map(Durable::Appended).into_iter().collect()
@@ -621,16 +611,15 @@ impl Journal {
         self.keep_from <= entry.op() && self.copies.get(&(entry.op(), entry.checksum())) == Some(&1)
     }
 
-    /// Whether what is lost in a group may still be needed, so that every later scan must find it lost: a named entry
-    /// that no checkpoint covers and of which there is no other copy; or anything at all, until a log was adopted and
-    /// a checkpoint covers all of it (`decisions/0005`).
+    /// Whether what is lost in a group may still be needed, so that every later scan must find it lost: an entry that no
+    /// checkpoint covers and of which there is no other copy (`decisions/0005`). What nobody can name, the superblock of
+    /// the opening has made unclear, and no later scan has to.
     fn must_stay(&self, group: &Group) -> bool {
         match &group.lost {
-            Lost::Nothing => false,
+            Lost::Nothing | Lost::Unknown => false,
             Lost::Named(entries) => {
                 entries.iter().any(|entry| self.keep_from <= entry.0 && !self.copies.contains_key(entry))
             }
-            Lost::Unknown => self.unknown_below.is_none_or(|below| self.keep_from < below),
         }
     }
 
