@@ -6,8 +6,10 @@
 
 use chronon_kernel::{
     Cell, Context, Emit, Emitted, OnParked, Parked, QueryContext, Refused, Settled, State, StateMachine,
-    Table,
+    Table, TimerKey,
 };
+use core::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 /// The sink that hears of every transfer.
@@ -21,6 +23,7 @@ pub struct Bank {
     /// Transfers whose webhook has no outcome of `Delivered` (yet), by transfer.
     notices: Table<u64, Notice>,
     totals: Cell<Totals>,
+    reminders: Table<u64, Reminder>,
 }
 
 /// What a client asks the bank to do.
@@ -36,6 +39,13 @@ pub enum Command {
     },
     /// Move money, and tell the webhook.
     Transfer(Transfer),
+    /// Ring once, later. Asked again it moves; with no time it is taken back.
+    Remind {
+        /// The reminder's name.
+        reminder: u64,
+        /// After how many milliseconds of log time.
+        after_ms: Option<u64>,
+    },
 }
 
 /// A transfer.
@@ -78,6 +88,11 @@ pub enum Reply {
     },
     /// It did not; nothing changed.
     Rejected(Rejection),
+    /// The reminder is set, moved or taken back.
+    Reminded {
+        /// When it rings, in nanoseconds of log time.
+        due: Option<u64>,
+    },
 }
 
 /// Why a command did nothing.
@@ -119,6 +134,11 @@ pub enum Query {
         /// The transfer.
         transfer: u64,
     },
+    /// A reminder.
+    Reminder {
+        /// Its name.
+        reminder: u64,
+    },
 }
 
 /// What the bank answers.
@@ -136,6 +156,17 @@ pub enum Answer {
     },
     /// Where the webhook stands. None when it was delivered, or there is no such transfer.
     Notice(Option<Notice>),
+    /// The reminder, if it was ever asked for.
+    Reminder(Option<Reminder>),
+}
+
+/// Where a reminder stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reminder {
+    /// How often it has rung.
+    pub rung: u64,
+    /// When it last rang, in nanoseconds of log time.
+    pub last: u64,
 }
 
 /// What is counted along the way.
@@ -201,7 +232,12 @@ impl StateMachine for Bank {
     const VERSION: u32 = 1;
 
     fn genesis() -> Bank {
-        Bank { accounts: Table::new(), notices: Table::new(), totals: Cell::default() }
+        Bank {
+            accounts: Table::new(),
+            notices: Table::new(),
+            totals: Cell::default(),
+            reminders: Table::new(),
+        }
     }
 
     fn admit(command: &Command) -> Result<(), Refused> {
@@ -213,7 +249,7 @@ impl StateMachine for Bank {
             Command::Transfer(transfer) if transfer.from == transfer.to => {
                 refused("same_account", "payer and payee are one account")
             }
-            Command::Transfer(_) | Command::Open { .. } => Ok(()),
+            Command::Transfer(_) | Command::Open { .. } | Command::Remind { .. } => Ok(()),
         }
     }
 
@@ -221,6 +257,7 @@ impl StateMachine for Bank {
         let done = match command {
             Command::Open { account, balance } => self.open(account, balance),
             Command::Transfer(transfer) => self.transfer(cx, transfer),
+            Command::Remind { reminder, after_ms } => Ok(self.remind(cx, reminder, after_ms)),
         };
         done.unwrap_or_else(|rejection| {
             self.totals.modify(|totals| totals.rejected += 1);
@@ -235,6 +272,7 @@ impl StateMachine for Bank {
                 Answer::Totals { held: self.accounts.values().sum(), totals: *self.totals.get() }
             }
             Query::Notice { transfer } => Answer::Notice(self.notices.get(&transfer).copied()),
+            Query::Reminder { reminder } => Answer::Reminder(self.reminders.get(&reminder).copied()),
         }
     }
 
@@ -258,9 +296,34 @@ impl StateMachine for Bank {
         self.notices.insert(effect.effect.transfer, Notice::Parked);
         OnParked::Wait
     }
+
+    fn timer(&mut self, cx: &mut Context<'_, Bank>, key: TimerKey) {
+        let Some(reminder) = key.0.strip_prefix(REMINDER).and_then(|name| name.parse().ok()) else { return };
+        let now = cx.now().nanos();
+        self.reminders.modify(&reminder, |reminder| {
+            reminder.rung += 1;
+            reminder.last = now;
+        });
+    }
 }
 
+/// What the names of reminders' timers begin with.
+const REMINDER: &str = "reminder/";
+
 impl Bank {
+    fn remind(&mut self, cx: &mut Context<'_, Bank>, reminder: u64, after_ms: Option<u64>) -> Reply {
+        let key = TimerKey(format!("{REMINDER}{reminder}"));
+        if !self.reminders.contains_key(&reminder) {
+            self.reminders.insert(reminder, Reminder::default());
+        }
+        let due = after_ms.map(|after| cx.now() + Duration::from_millis(after));
+        match due {
+            Some(due) => cx.set_timer(key, due),
+            None => cx.clear_timer(&key),
+        }
+        Reply::Reminded { due: due.map(|due| due.nanos()) }
+    }
+
     fn open(&mut self, account: u64, balance: u64) -> Result<Reply, Rejection> {
         if self.accounts.contains_key(&account) {
             return Err(Rejection::AccountExists { account });

@@ -286,7 +286,7 @@ fn per_minute(runs: u64, elapsed: Duration) -> f64 {
 fn exit_code(report: &Report) -> ExitCode {
     match report.failure.as_ref().map(|(_, violation)| violation.checker) {
         None => ExitCode::SUCCESS,
-        Some(Checker::Liveness) => ExitCode::from(3),
+        Some(Checker::Liveness | Checker::Performance) => ExitCode::from(3),
         Some(Checker::Panic) => ExitCode::from(4),
         Some(
             Checker::Commits

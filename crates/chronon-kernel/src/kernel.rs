@@ -330,6 +330,9 @@ impl<M: StateMachine> Kernel<M> {
             && let Some(key) = self.timers.take_due(self.now())
         {
             left -= 1;
+            if self.mutations.breaks(Mutation::TimerRingsTwice) {
+                self.outbox.push_callback(Callback::Timer(key.clone()));
+            }
             self.outbox.push_callback(Callback::Timer(key));
         }
         self.outbox.run_due(left.max(self.limits.due_per_op / 2));

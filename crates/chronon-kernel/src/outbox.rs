@@ -270,7 +270,14 @@ impl Outbox {
         books.fold.bytes(&new.payload);
         let sink = books.sinks.get_mut(&new.sink).expect("unknown sinks abort before this");
         sink.open += 1;
-        let contract = sink.spec.contract;
+        let contract = match sink.spec.contract {
+            Contract::Idempotent { replays_errors, .. }
+                if self.mutations.breaks(Mutation::WindowForgotten) =>
+            {
+                Contract::Idempotent { window: Duration::from_secs(1 << 32), replays_errors }
+            }
+            contract => contract,
+        };
         if let Some(lane) = &new.lane {
             let key = (new.sink.clone(), Arc::clone(lane));
             if let Some(lane) = books.lanes.get_mut(&key) {
@@ -779,6 +786,7 @@ impl Outbox {
         };
         let end = match End::of(&ended) {
             End::Ambiguous if self.mutations.breaks(Mutation::AmbiguousIsDefinite) => End::Definite,
+            End::Definite if self.mutations.breaks(Mutation::DefiniteIsAmbiguous) => End::Ambiguous,
             end => end,
         };
         match judge(known, end) {

@@ -127,6 +127,8 @@ pub struct FrontStatus {
     pub applied: Op,
     /// Requests waiting to be prepared.
     pub queued: usize,
+    /// Callers that wait for an answer.
+    pub waiting: usize,
     /// Whether there is room for the next checkpoint.
     pub room: Room,
 }
@@ -328,6 +330,7 @@ impl Front {
             commit_max: self.replica.commit_max(),
             applied: self.applied,
             queued: self.queue.len(),
+            waiting: self.waiting.len(),
             room: self.room,
         }
     }
@@ -359,10 +362,10 @@ impl Front {
         if self.room == Room::Short {
             return self.not_executed(token, busy(Busy::DiskFull));
         }
-        if self.limits.queue_requests_max <= self.queue.len()
+        let full = self.limits.queue_requests_max <= self.queue.len()
             || self.limits.queue_bytes_max < self.queue_bytes + request.len()
-            || self.limits.in_flight_max <= self.waiting.len()
-        {
+            || self.limits.in_flight_max <= self.waiting.len();
+        if full && !self.replica.options().mutations.breaks(Mutation::QueueUnbounded) {
             return self.not_executed(token, busy(Busy::QueueFull));
         }
         self.enqueue(Some(token), request);

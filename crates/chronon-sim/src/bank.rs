@@ -13,6 +13,9 @@ use serde::de::DeserializeOwned;
 
 use crate::{Quiet, Workload};
 
+/// Reminders that the commands of a drawn workload name.
+const REMINDERS: u64 = 5;
+
 /// What every account is opened with.
 const OPENED_WITH: u64 = 500;
 
@@ -27,6 +30,8 @@ pub struct BankWorkload {
     pub order: WebhookOrder,
     /// Whether some transfers ask for what the bank must reject.
     pub rejections: bool,
+    /// Whether some commands set, move and take back reminders.
+    pub reminders: bool,
     next_transfer: u64,
 }
 
@@ -37,23 +42,33 @@ impl BankWorkload {
         webhook.timeout = Duration::from_millis(200);
         webhook.backoff =
             Backoff { first: Duration::from_millis(20), max: Duration::from_secs(1), attempts_max: 0 };
-        BankWorkload { accounts: 8, webhook, order: WebhookOrder::Any, rejections: false, next_transfer: 1 }
+        BankWorkload {
+            accounts: 8,
+            webhook,
+            order: WebhookOrder::Any,
+            rejections: false,
+            reminders: false,
+            next_transfer: 1,
+        }
     }
 
     /// A workload whose contract, lanes and limits are drawn.
     pub fn draw(prng: &mut Prng) -> BankWorkload {
         let contract = match prng.below(5) {
             0 => Contract::Transactional,
-            1 => Contract::Idempotent {
-                window: Duration::from_secs(86_400),
-                replays_errors: prng.chance(1, 4),
-            },
+            1 => {
+                // Half of these sinks forget a key before every retry is over.
+                let short = Duration::from_millis(prng.between(2_500, 12_000));
+                let window = if prng.chance(1, 2) { short } else { Duration::from_secs(86_400) };
+                Contract::Idempotent { window, replays_errors: prng.chance(1, 2) }
+            }
             2 => Contract::Probe { settle: Duration::from_secs(4) },
             3 => Contract::AtMostOnce,
             _ => Contract::AtLeastOnce,
         };
         let mut workload = BankWorkload::new(contract);
         workload.rejections = true;
+        workload.reminders = true;
         workload.accounts = prng.between(2, 12);
         workload.webhook.concurrency = prng.between(1, 16) as u32;
         if prng.chance(1, 2) {
@@ -94,6 +109,10 @@ impl Workload for BankWorkload {
     }
 
     fn command(&mut self, prng: &mut Prng) -> Vec<u8> {
+        if self.reminders && prng.chance(1, 12) {
+            let after_ms = if prng.chance(1, 6) { None } else { Some(prng.between(1, 1_500)) };
+            return encode(&Command::Remind { reminder: prng.below(REMINDERS), after_ms });
+        }
         let from = prng.below(self.accounts);
         let step = prng.between(1, self.accounts - 1);
         if !self.rejections {
@@ -134,7 +153,7 @@ impl Workload for BankWorkload {
         let mut model = Model::default();
         for applied in &quiet.applied {
             let command = decode(applied.command).ok_or("a command can't be read")?;
-            let expected = model.apply(&command);
+            let expected = model.apply(&command, applied.log_time);
             let reply: Reply = decode(applied.reply).ok_or("a reply can't be read")?;
             if reply != expected {
                 return Err(format!(
@@ -143,6 +162,7 @@ impl Workload for BankWorkload {
                 ));
             }
         }
+        model.check_reminders(quiet)?;
         for account in 0..self.accounts {
             let answer = quiet.engine.query(&encode(&Query::Balance { account })).ok();
             let balance = model.balances.get(&account).copied();
@@ -186,11 +206,38 @@ impl Workload for BankWorkload {
 struct Model {
     balances: BTreeMap<u64, u64>,
     transfers: BTreeMap<u64, (u64, u64, u64)>,
+    /// For each reminder whatever was asked of it: when, and when it was to ring.
+    reminders: BTreeMap<u64, Vec<(u64, Option<u64>)>>,
 }
 
 impl Model {
-    fn apply(&mut self, command: &Command) -> Reply {
+    /// Every reminder rang once for each time that it was due before it was moved or taken back, and not too early.
+    fn check_reminders(&self, quiet: &Quiet<'_>) -> Result<(), String> {
+        for (reminder, asked) in &self.reminders {
+            let replaced = asked.iter().skip(1).map(|(at, _)| *at).chain([u64::MAX]);
+            let rings = asked
+                .iter()
+                .zip(replaced)
+                .filter_map(|((_, due), replaced)| due.filter(|due| *due <= replaced));
+            let (rings, last) = (rings.clone().count() as u64, rings.last().unwrap_or_default());
+            let answer = quiet.engine.query(&encode(&Query::Reminder { reminder: *reminder })).ok();
+            let Some(Answer::Reminder(Some(found))) = answer.as_deref().and_then(decode) else {
+                return Err(format!("reminder {reminder} is forgotten"));
+            };
+            if found.rung != rings || found.last < last {
+                return Err(format!("reminder {reminder} is {found:?}; it was asked for at {asked:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, command: &Command, log_time: u64) -> Reply {
         match *command {
+            Command::Remind { reminder, after_ms } => {
+                let due = after_ms.map(|after| log_time + after * 1_000_000);
+                self.reminders.entry(reminder).or_default().push((log_time, due));
+                Reply::Reminded { due }
+            }
             Command::Open { account, balance } => {
                 self.balances.insert(account, balance);
                 Reply::Opened

@@ -36,6 +36,9 @@ pub struct Config {
     pub drift_ppm_max: u32,
     /// Machines' wall clocks start at most this far off.
     pub skew_max: Duration,
+    /// Sinks remember keys this much longer than their contracts say: windows are reckoned in log time, which keeps pace
+    /// with the world's only where clocks are no further apart than the kernel allows for.
+    pub window_slack: Duration,
     /// How long a peer takes to notice that a process is gone. None: it never does.
     pub reset_after: Option<Duration>,
     /// Whether the lines of the trace are kept.
@@ -89,6 +92,7 @@ impl Config {
             mutations: Mutations::NONE,
             drift_ppm_max: 0,
             skew_max: Duration::ZERO,
+            window_slack: Duration::ZERO,
             reset_after: Some(Duration::from_millis(1)),
             trace: TraceMode::Fingerprint,
         }

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 
 /// Events that every batch of [`BATCH_MIN`] seeds of the default swarm reaches: those of the protocol by the name of their
 /// [`chronon_vsr::Event`], the others by names of their own.
-pub const EXPECTED: [&str; 28] = [
+pub const EXPECTED: [&str; 36] = [
     "Abdicated",
+    "Busy",
     "CheckpointDurable",
     "ClaimInDoubt",
     "ClockDegraded",
+    "CommitAnswerLost",
     "DamagedEntryFound",
     "EffectDelivered",
     "EffectExhausted",
@@ -24,15 +26,21 @@ pub const EXPECTED: [&str; 28] = [
     "LogWrapped",
     "MessageDropped",
     "PrimaryStarted",
+    "ProbedTooEarly",
     "ReadRoundConfirmed",
     "RepeatAnswered",
+    "RolledBack",
     "SessionEvicted",
+    "SinkDied",
+    "StoredErrorReplayed",
     "SyncStarted",
     "Synced",
+    "TimerSet",
     "TornTail",
     "ViewAdopted",
     "ViewChangeStarted",
     "ViewChangeVoted",
+    "WindowClosed",
 ];
 
 /// So many seeds reach everything, or something is wrong with the swarm.

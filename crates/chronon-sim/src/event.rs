@@ -9,7 +9,7 @@ use chronon_vsr::{Duration, Instant, ReplicaId};
 
 use crate::CallId;
 use crate::network::Envelope;
-use crate::sink::Then;
+use crate::sink::Deed;
 
 /// Something that happens at some instant.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ pub(crate) enum Event {
     /// An attempt's bytes arrive at the sink.
     SinkArrive { call: u64, attempt: Arc<Attempt> },
     /// A sink acts.
-    SinkAct { call: u64, attempt: Arc<Attempt>, then: Then },
+    SinkAct { call: u64, attempt: Arc<Attempt>, deed: Deed },
     /// A sink's answer arrives.
     SinkAnswer { call: u64, ended: Ended },
     /// An executor has waited long enough.

@@ -19,6 +19,7 @@ mod event;
 mod model;
 mod narrow;
 mod network;
+mod performance;
 mod plot;
 mod process;
 mod registers;
@@ -33,8 +34,8 @@ mod world;
 pub use bank::BankWorkload;
 pub use checker::linear;
 pub use checker::{
-    Begun, Checker, Checkpoints, Commits, Committed, Completed, Effects, GateWatch, History, Promises,
-    Results, Violation,
+    Begun, Bounds, Checker, Checkpoints, Commits, Committed, Completed, Effects, GateWatch, History,
+    Promises, Results, Violation,
 };
 pub use chronon_vsr::{Duration, Prng};
 pub use client::{CallId, CallKind, ClientConfig};

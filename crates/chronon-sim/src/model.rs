@@ -78,6 +78,7 @@ impl SinkModel {
             refuse: NOW_AND_THEN,
             error_before: NOW_AND_THEN,
             act_silent: OFTEN,
+            die: NOW_AND_THEN,
             ..SinkBehaviour::GOOD
         };
         SinkModel::new(Contract::Transactional, SinkKind::Store, behaviour)
@@ -130,6 +131,7 @@ impl SinkModel {
             late: own.late.max(drawn.late),
             permanent: own.permanent.max(drawn.permanent),
             gateway: own.gateway.max(drawn.gateway),
+            die: own.die.max(drawn.die),
             late_max: own.late_max.max(drawn.late_max),
             delay_min: own.delay_min.max(drawn.delay_min),
             delay_mean: own.delay_mean.max(drawn.delay_mean),

@@ -1,7 +1,7 @@
 //! The outside world: sinks that act, refuse, hang, answer late or never, each with a ledger of its own that no
 //! replica can touch.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chronon_kernel::{
@@ -13,6 +13,9 @@ use crate::network::exponential;
 
 /// How long a sink that remembers errors remembers them: a run must come to an end.
 const ERRORS_KEPT: Duration = Duration::from_secs(5);
+
+/// The longest that a store which died stays away.
+pub(crate) const DOWN_MAX: Duration = Duration::from_millis(300);
 
 /// What a sink is able to do against repeats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +31,7 @@ pub enum SinkKind {
     },
     /// Acts every time that it is asked, and can be asked whether a key landed.
     Askable,
-    /// Writes key and fence in one transaction with its work.
+    /// Writes key and fence in one transaction with its work: all of it, or nothing.
     Store,
 }
 
@@ -65,6 +68,9 @@ pub struct SinkBehaviour {
     pub permanent: u32,
     /// A gateway in front of it says no for good, and nobody has looked for the key.
     pub gateway: u32,
+    /// A store dies in the middle of a transaction. Of this one it keeps all or nothing, of the others under way
+    /// nothing; it is back within [`DOWN_MAX`], and whoever waited was cut off.
+    pub die: u32,
     /// The longest that a late act takes.
     pub late_max: Duration,
     /// No answer is faster than this.
@@ -84,6 +90,7 @@ impl SinkBehaviour {
         late: 0,
         permanent: 0,
         gateway: 0,
+        die: 0,
         late_max: Duration::ZERO,
         delay_min: Duration::from_micros(300),
         delay_mean: Duration::from_millis(1),
@@ -114,16 +121,39 @@ pub(crate) enum Plan {
     Answer(Duration, Ended),
     /// Nothing at all.
     Silence,
-    /// Act after this long, and then.
-    Act(Duration, Then),
+    /// Act after this long.
+    Act(Duration, Deed),
+}
+
+/// Something that a sink is about to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Deed {
+    then: Then,
+    /// The sink's life in which it began: what a store has not committed dies with it.
+    life: u32,
 }
 
 /// What a sink does when it has acted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Then {
+enum Then {
     Answer,
     Error,
     Silence,
+    /// It dies before it has done it.
+    Die,
+    /// It dies right after, and nobody hears of it.
+    CommitAndDie,
+}
+
+/// What became of something that a sink was about to do.
+#[derive(Debug)]
+pub(crate) struct Done {
+    /// Whether it was done, now.
+    pub(crate) acted: bool,
+    /// What the caller hears, if it hears anything.
+    pub(crate) answer: Option<Ended>,
+    /// The same in words: what it does to the effect, and then.
+    pub(crate) words: (&'static str, &'static str),
 }
 
 /// One sink.
@@ -138,11 +168,17 @@ pub struct Sink {
     by_key: BTreeMap<EffectKey, Vec<usize>>,
     /// Keys whose first call ended in an error, and when.
     errors: BTreeMap<EffectKey, Instant>,
-    /// Keys that are being worked on.
-    working: BTreeSet<EffectKey>,
+    /// Keys that are being worked on, and by how many calls.
+    working: BTreeMap<EffectKey, u32>,
     fence: Option<Fence>,
     /// Calls that were turned away for an older fence.
     fenced: u64,
+    /// Counts how often it was started.
+    life: u32,
+    /// It is dead until then.
+    down_until: Instant,
+    /// What it did to its callers, and how often.
+    reached: BTreeMap<&'static str, u64>,
 }
 
 impl Sink {
@@ -155,9 +191,12 @@ impl Sink {
             arrivals: 0,
             by_key: BTreeMap::new(),
             errors: BTreeMap::new(),
-            working: BTreeSet::new(),
+            working: BTreeMap::new(),
             fence: None,
             fenced: 0,
+            life: 0,
+            down_until: Instant::ZERO,
+            reached: BTreeMap::new(),
         }
     }
 
@@ -190,9 +229,14 @@ impl Sink {
         self.fenced
     }
 
+    /// What it did to its callers that a batch of seeds should see, and how often.
+    pub(crate) fn reached(&self) -> &BTreeMap<&'static str, u64> {
+        &self.reached
+    }
+
     /// Whether the connection is refused before a byte leaves.
-    pub(crate) fn refuses(&mut self) -> bool {
-        self.chance(self.behaviour.refuse)
+    pub(crate) fn refuses(&mut self, now: Instant) -> bool {
+        now < self.down_until || self.chance(self.behaviour.refuse)
     }
 
     /// A call has arrived.
@@ -203,6 +247,9 @@ impl Sink {
         outcome: impl FnOnce() -> Vec<u8>,
     ) -> Plan {
         self.arrivals += 1;
+        if now < self.down_until {
+            return Plan::Answer(Duration::ZERO, reset());
+        }
         let delay = self.behaviour.delay_min + exponential(&mut self.prng, self.behaviour.delay_mean);
         let through_a_gateway = self.kind != SinkKind::Store && attempt.kind == AttemptKind::Call;
         if through_a_gateway && self.chance(self.behaviour.gateway) && !self.replays_errors() {
@@ -219,13 +266,21 @@ impl Sink {
             let answer = if found {
                 Ended::Delivered { outcome: outcome(), evidence: evidence("found") }
             } else {
+                if self.working.contains_key(&attempt.key) {
+                    self.reach("ProbedTooEarly");
+                }
                 Ended::NotFound { evidence: evidence("no such key") }
             };
             return Plan::Answer(delay, answer);
         }
         if let SinkKind::Deduplicating { window, .. } = self.kind {
-            if self.working.contains(&attempt.key) {
+            if self.working.contains_key(&attempt.key) {
                 return Plan::Answer(delay, Ended::InProgress { evidence: evidence("409") });
+            }
+            // Only a sink that stores its errors has any; it says what it said, whether it acted or not.
+            if self.errors.get(&attempt.key).is_some_and(|at| now.since(*at) <= window.min(ERRORS_KEPT)) {
+                self.reach("StoredErrorReplayed");
+                return Plan::Answer(delay, Ended::Ambiguous { evidence: evidence("503, known key") });
             }
             if self.acts(&attempt.key).any(|act| now.since(act.at) <= window) {
                 return Plan::Answer(
@@ -233,19 +288,12 @@ impl Sink {
                     Ended::Delivered { outcome: outcome(), evidence: evidence("200, known key") },
                 );
             }
-            if self.errors.get(&attempt.key).is_some_and(|at| now.since(*at) <= window.min(ERRORS_KEPT)) {
-                return Plan::Answer(delay, Ended::Ambiguous { evidence: evidence("503, known key") });
-            }
         }
         if self.kind == SinkKind::Store {
             if self.fence.is_some_and(|newest| attempt.fence() < newest) {
                 self.fenced += 1;
-                return Plan::Answer(
-                    delay,
-                    Ended::Definite { retry_after: None, evidence: evidence("older fence") },
-                );
+                return Plan::Answer(delay, fenced());
             }
-            self.fence = Some(attempt.fence());
             if self.by_key.contains_key(&attempt.key) {
                 return Plan::Answer(
                     delay,
@@ -254,7 +302,7 @@ impl Sink {
             }
         }
         if self.chance(self.behaviour.error_before) {
-            if matches!(self.kind, SinkKind::Deduplicating { replays_errors: true, .. }) {
+            if self.replays_errors() {
                 self.errors.insert(attempt.key.clone(), now);
             }
             return Plan::Answer(delay, Ended::Ambiguous { evidence: evidence("503") });
@@ -275,31 +323,83 @@ impl Sink {
         } else if self.chance(self.behaviour.late) {
             let late = u64::try_from(self.behaviour.late_max.as_nanos()).unwrap_or(u64::MAX).max(1);
             (Duration::from_nanos(self.prng.below(late)), Then::Answer)
+        } else if self.kind == SinkKind::Store && self.chance(self.behaviour.die) {
+            (delay, if self.prng.chance(1, 2) { Then::Die } else { Then::CommitAndDie })
         } else {
             (delay, Then::Answer)
         };
-        if matches!(self.kind, SinkKind::Deduplicating { .. }) {
-            self.working.insert(attempt.key.clone());
-        }
-        Plan::Act(after, then)
+        *self.working.entry(attempt.key.clone()).or_default() += 1;
+        Plan::Act(after, Deed { then, life: self.life })
     }
 
-    /// The moment of the deed. Returns whether it really acted: a store whose row appeared meanwhile does not.
-    pub(crate) fn act(&mut self, now: Instant, attempt: &Attempt) -> bool {
-        self.working.remove(&attempt.key);
-        if self.kind == SinkKind::Store && self.by_key.contains_key(&attempt.key) {
-            return false;
+    /// The moment of the deed. A store looks at row and fence once more, for it commits only now.
+    pub(crate) fn act(
+        &mut self,
+        now: Instant,
+        attempt: &Attempt,
+        Deed { then, life }: Deed,
+        outcome: Vec<u8>,
+    ) -> Done {
+        if let Some(calls) = self.working.get_mut(&attempt.key) {
+            *calls -= 1;
+            if *calls == 0 {
+                self.working.remove(&attempt.key);
+            }
         }
-        self.by_key.entry(attempt.key.clone()).or_default().push(self.ledger.len());
-        self.ledger.push(Act {
-            at: now,
-            key: attempt.key.clone(),
-            effect: attempt.effect,
-            number: attempt.number,
-            fence: attempt.fence(),
-            payload: Arc::clone(&attempt.payload),
-        });
-        true
+        let store = self.kind == SinkKind::Store;
+        if store && life != self.life {
+            self.reach("RolledBack");
+            return Done { acted: false, answer: Some(reset()), words: ("rolls back", "resets") };
+        }
+        if store && self.fence.is_some_and(|newest| attempt.fence() < newest) {
+            self.fenced += 1;
+            return Done { acted: false, answer: Some(fenced()), words: ("turns away", "says why") };
+        }
+        if then == Then::Die {
+            self.die(now);
+            return Done { acted: false, answer: Some(reset()), words: ("rolls back", "dies") };
+        }
+        let acted = !store || !self.by_key.contains_key(&attempt.key);
+        if acted {
+            self.by_key.entry(attempt.key.clone()).or_default().push(self.ledger.len());
+            self.ledger.push(Act {
+                at: now,
+                key: attempt.key.clone(),
+                effect: attempt.effect,
+                number: attempt.number,
+                fence: attempt.fence(),
+                payload: Arc::clone(&attempt.payload),
+            });
+        }
+        self.fence = self.fence.max(Some(attempt.fence()));
+        let (answer, next) = match then {
+            Then::Answer => (Some(Ended::Delivered { outcome, evidence: evidence("200") }), "answers"),
+            Then::Error => {
+                if self.replays_errors() {
+                    self.errors.insert(attempt.key.clone(), now);
+                }
+                (Some(Ended::Ambiguous { evidence: evidence("500") }), "answers an error")
+            }
+            Then::Silence => (None, "says nothing"),
+            Then::Die | Then::CommitAndDie => {
+                self.reach("CommitAnswerLost");
+                self.die(now);
+                (Some(reset()), "dies")
+            }
+        };
+        let words = (if acted { "acts on" } else { "knows" }, next);
+        Done { acted, answer, words }
+    }
+
+    fn die(&mut self, now: Instant) {
+        self.reach("SinkDied");
+        self.life += 1;
+        let down = u64::try_from(DOWN_MAX.as_nanos()).unwrap_or(u64::MAX);
+        self.down_until = now + Duration::from_nanos(self.prng.below(down));
+    }
+
+    fn reach(&mut self, what: &'static str) {
+        *self.reached.entry(what).or_default() += 1;
     }
 
     /// Whether it keeps its errors under the caller's key: then no gateway answers in its place.
@@ -310,6 +410,14 @@ impl Sink {
     fn chance(&mut self, parts: u32) -> bool {
         parts != 0 && self.prng.chance(u64::from(parts), 1_000_000)
     }
+}
+
+fn reset() -> Ended {
+    Ended::Ambiguous { evidence: evidence("connection reset") }
+}
+
+fn fenced() -> Ended {
+    Ended::Definite { retry_after: None, evidence: evidence("older fence") }
 }
 
 pub(crate) fn evidence(text: &str) -> Evidence {

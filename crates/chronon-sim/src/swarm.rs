@@ -7,9 +7,10 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use chronon_kernel::{EffectFilter, Parked, RequestResult};
+use chronon_kernel::{Contract, EffectFilter, Parked, RequestResult};
 use chronon_vsr::{Duration, Instant, Mutations, Prng, Quorums, ReplicaId, Ring};
 
+use crate::performance;
 use crate::plot::Plot;
 use crate::{
     BankWorkload, Checker, ClientConfig, Config, DiskConfig, Fault, Harm, NetworkConfig, Pace, Region,
@@ -35,6 +36,8 @@ pub enum Phase {
     Safety,
     /// After the healing.
     Liveness,
+    /// With one backup in trouble.
+    Performance,
     /// When all was quiet.
     Quiet,
 }
@@ -294,6 +297,8 @@ pub struct Swarm {
     pub body_size_max: u32,
     /// Disks rot beyond what the protocol promises to survive: then to refuse is right, and to lose is not.
     pub beyond: bool,
+    /// Whether the cost of a backup in trouble is measured, with commands after those that clients were to submit.
+    pub performance: bool,
     /// Always this many replicas.
     pub replicas: Option<usize>,
     /// Faults that may happen; none: the seed decides.
@@ -316,6 +321,7 @@ impl Swarm {
             mutations: Mutations::NONE,
             body_size_max: 128 * 1024,
             beyond: false,
+            performance: false,
             replicas: None,
             menu: None,
             clients: None,
@@ -327,7 +333,8 @@ impl Swarm {
 
     /// The default swarm of the bank.
     pub fn bank() -> Swarm {
-        Swarm { body_size_max: 8 * 1024, ..Swarm::of(|prng| Box::new(BankWorkload::draw(prng))) }
+        let bank = Swarm::of(|prng| Box::new(BankWorkload::draw(prng)));
+        Swarm { body_size_max: 8 * 1024, performance: false, ..bank }
     }
 
     /// The default swarm of registers, whose histories are judged by what clients saw alone.
@@ -389,10 +396,11 @@ impl Swarm {
                 }
             };
         let mut failure = None;
-        for phase in [Phase::Safety, Phase::Liveness, Phase::Quiet] {
+        for phase in [Phase::Safety, Phase::Liveness, Phase::Performance, Phase::Quiet] {
             let ended = catch_unwind(AssertUnwindSafe(|| match phase {
                 Phase::Safety => run.safety(&mut world),
                 Phase::Liveness => run.liveness(&mut world),
+                Phase::Performance => run.performance(&mut world),
                 Phase::Quiet => run.quiet(&mut world),
             }));
             let violation = match ended {
@@ -453,6 +461,8 @@ fn outcomes(world: &World) -> Vec<(&'static str, u64)> {
         world.reached().iter().map(|(what, times)| (*what, *times)).collect();
     outcomes.push(("LogWrapped", world.machines.iter().map(|machine| machine.disk.wraps()).sum()));
     outcomes.push(("SinkFenced", world.sinks().values().map(crate::Sink::fenced).sum()));
+    outcomes
+        .extend(world.sinks().values().flat_map(crate::Sink::reached).map(|(what, times)| (*what, *times)));
     let repeats = world
         .results()
         .all()
@@ -466,7 +476,11 @@ fn outcomes(world: &World) -> Vec<(&'static str, u64)> {
         let keyed = world.results().keys_applied() as u64;
         outcomes.push(("KeyExpired", keyed.saturating_sub(status.keys)));
         for view in engine.effects(&EffectFilter::default(), None, usize::MAX) {
+            let no = view.attempts.iter().any(|attempt| attempt.ended == "permanent");
             let what = match view.parked {
+                Some(Parked::InDoubt) if matches!(view.contract, Contract::Idempotent { .. }) && !no => {
+                    "WindowClosed"
+                }
                 Some(Parked::InDoubt) if view.contract.claims() => "ClaimInDoubt",
                 Some(Parked::InDoubt) => "EffectInDoubt",
                 Some(Parked::Exhausted) => "EffectExhausted",
@@ -495,6 +509,7 @@ struct Run {
     victim: ReplicaId,
     faults: u32,
     beyond: bool,
+    performance: bool,
     /// Somebody has refused, and rightly so: the run ends there.
     refused: bool,
 }
@@ -569,6 +584,7 @@ impl Run {
         if menu.clock {
             config.drift_ppm_max = 200;
             config.skew_max = Duration::from_millis(own.below(3_000));
+            config.window_slack = 2 * config.skew_max + Duration::from_secs(5);
         }
         let mut own = prng.fork();
         if menu.clients {
@@ -588,7 +604,9 @@ impl Run {
                 late: share(&mut own) / 2,
                 permanent: share(&mut own) / 4,
                 gateway: share(&mut own) / 4,
-                late_max: Duration::from_millis(800),
+                // Where clocks are off, log time may pass a probe's `settle` in a moment.
+                late_max: Duration::from_millis(if menu.clock { 800 } else { own.between(300, 3_000) }),
+                die: share(&mut own) / 2,
                 ..SinkBehaviour::GOOD
             };
         }
@@ -596,7 +614,17 @@ impl Run {
         Run::draw_limits(seed, &menu, &mut config);
         let victim = ReplicaId::new(prng.below(replicas as u64) as u8);
         let fault_mean = Duration::from_millis(prng.between(20, 1_500));
-        Run { config, menu, prng, fault_mean, victim, faults: 0, beyond: swarm.beyond, refused: false }
+        Run {
+            config,
+            menu,
+            prng,
+            fault_mean,
+            victim,
+            faults: 0,
+            beyond: swarm.beyond,
+            performance: swarm.performance && !swarm.beyond,
+            refused: false,
+        }
     }
 
     /// A ring so small that it wraps, and checkpoints a few ops apart, from a source of their own.
@@ -622,6 +650,12 @@ impl Run {
         let mut prng = Prng::new(seed ^ 0x5e55_1045_0000_0000);
         if prng.chance(1, 3) {
             config.engine.sessions_max = prng.between(2, u64::from(config.clients.clients) + 2) as usize;
+        }
+        // Queues and tables so short that callers are told to come back.
+        if prng.chance(1, 3) {
+            config.limits.queue_requests_max = prng.between(1, 6) as usize;
+            config.limits.in_flight_max = prng.between(2, 16) as usize;
+            config.engine.timers_max = prng.between(1, 4) as usize;
         }
         // Keys expire by log time: where clocks are off it may jump by more than a client has patience for.
         if prng.chance(1, 3) && !menu.clock {
@@ -738,6 +772,16 @@ impl Run {
                 return Err(Violation::new(Checker::Liveness, what));
             }
         }
+    }
+
+    /// A backup in trouble costs little.
+    fn performance(&mut self, world: &mut World) -> Result<(), Violation> {
+        if !self.performance || !performance::is_measurable(world) {
+            return Ok(());
+        }
+        performance::compare(world, &mut self.prng)?;
+        world.reach("PerformanceCompared");
+        Run::until_quiet(world, "when a backup is out of trouble")
     }
 
     /// When all is quiet it stays so, and everything fits together.

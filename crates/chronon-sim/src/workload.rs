@@ -81,6 +81,8 @@ pub struct Quiet<'a> {
 pub struct Applied<'a> {
     /// Where.
     pub at: RequestId,
+    /// When, in nanoseconds of log time.
+    pub log_time: u64,
     /// The encoded command.
     pub command: &'a [u8],
     /// The encoded reply.

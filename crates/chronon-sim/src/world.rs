@@ -19,7 +19,7 @@ use chronon_node::{FrontInput, FrontOutput, FrontStatus};
 use chronon_vsr::{ClusterId, DiskId, Duration, Instant, Prng, ReplicaId, Role};
 
 use crate::atlas::Atlas;
-use crate::checker::{Checkpoints, Commits, Effects, GateWatch, History, Promises, Results};
+use crate::checker::{Bounds, Checkpoints, Commits, Effects, GateWatch, History, Promises, Results};
 use crate::client::Client;
 use crate::clock::MachineClock;
 use crate::disk::SimDisk;
@@ -28,7 +28,7 @@ use crate::network::Network;
 use crate::process::{Machine, Process};
 use crate::sink::evidence;
 use crate::trace::Who;
-use crate::{CallKind, Config, Sink, Trace, Violation, Workload};
+use crate::{CallKind, Config, Sink, SinkKind, Trace, Violation, Workload};
 
 pub(crate) use vaults::Store;
 
@@ -84,6 +84,7 @@ pub struct World {
     pub(crate) effects: Effects,
     pub(crate) gate_watch: GateWatch,
     pub(crate) promises: Promises,
+    pub(crate) bounds: Bounds,
     reached: BTreeMap<&'static str, u64>,
     violation: Option<Violation>,
     front_outputs: Vec<FrontOutput>,
@@ -124,7 +125,10 @@ impl World {
         }
         let mut sinks = BTreeMap::new();
         for (name, spec) in workload.sinks() {
-            let (kind, behaviour) = workload.sink(&name, &spec, config.sinks);
+            let (mut kind, behaviour) = workload.sink(&name, &spec, config.sinks);
+            if let SinkKind::Deduplicating { window, .. } = &mut kind {
+                *window += config.window_slack;
+            }
             sinks.insert(name, Sink::new(kind, behaviour, prng.fork()));
         }
         let mut clients = Vec::new();
@@ -133,6 +137,9 @@ impl World {
             let calls = if number == 0 { 0 } else { config.clients.calls };
             clients.push(Client::new(number, calls, target));
         }
+        let specs = workload.sinks();
+        let specs = specs.iter().map(|(_, spec)| spec);
+        let bounds = Bounds::new(config.limits, config.engine, specs);
         let script = &mut clients[0].script;
         for (name, spec) in workload.sinks() {
             script.push_back(CallKind::SinkSet(name, Box::new(spec)));
@@ -168,6 +175,7 @@ impl World {
             effects: Effects::new(Lineage(lineage)),
             gate_watch: GateWatch::default(),
             promises: Promises::new(config.replicas),
+            bounds,
             reached: BTreeMap::new(),
             violation: None,
             front_outputs: Vec::new(),
@@ -483,7 +491,7 @@ impl World {
                 }
             }
             Event::SinkArrive { call, attempt } => self.sink_arrive(call, attempt),
-            Event::SinkAct { call, attempt, then } => self.sink_act(call, &attempt, then),
+            Event::SinkAct { call, attempt, deed } => self.sink_act(call, &attempt, deed),
             Event::SinkAnswer { call, ended } => self.end_attempt(call, ended),
             Event::AttemptTimeout { call } => {
                 let ended = Ended::Ambiguous { evidence: evidence("timed out") };

@@ -114,6 +114,16 @@ mutations! {
     FirmNoSpeaksForAll,
     /// The effects of a lane do not wait for one another.
     LaneOvertakes,
+    /// A call that never reached its sink counts as one of unknown end.
+    DefiniteIsAmbiguous,
+    /// A sink's window never ends.
+    WindowForgotten,
+    /// A timer rings twice.
+    TimerRingsTwice,
+    /// Front takes requests in without a bound.
+    QueueUnbounded,
+    /// A commit waits a while for the slowest voter.
+    CommitWaitsForSlowest,
 }
 
 /// The guards that are broken in this run: none, or one.

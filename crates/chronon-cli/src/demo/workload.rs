@@ -48,7 +48,7 @@ pub(crate) fn transfer(prng: &mut Prng) -> (u64, Command) {
 pub(crate) fn is_done(reply: &Reply) -> bool {
     match reply {
         Reply::Transferred { .. } => true,
-        Reply::Opened | Reply::Rejected(_) => false,
+        Reply::Opened | Reply::Rejected(_) | Reply::Reminded { .. } => false,
     }
 }
 
@@ -60,7 +60,9 @@ pub(crate) fn transfer_of_effect(body: &[u8]) -> Option<u64> {
 async fn totals(bank: &TypedClient<Bank>) -> anyhow::Result<(u64, Totals)> {
     match bank.query(&Query::Totals).await.context("the bank does not answer")?.answer {
         Answer::Totals { held, totals } => Ok((held, totals)),
-        other @ (Answer::Balance(_) | Answer::Notice(_)) => anyhow::bail!("the bank answers {other:?}"),
+        other @ (Answer::Balance(_) | Answer::Notice(_) | Answer::Reminder(_)) => {
+            anyhow::bail!("the bank answers {other:?}")
+        }
     }
 }
 

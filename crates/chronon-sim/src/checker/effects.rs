@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use chronon_kernel::{
     Attempt, AttemptKind, AttemptNumber, Contract, EffectFilter, EffectId, EffectKey, EffectState,
-    EffectView, Engine, Lineage, Parked, RequestResult, SinkName,
+    EffectView, Ended, Engine, Lineage, Parked, RequestResult, SinkName,
 };
 use chronon_vsr::{Instant, Op, Stamp};
 
@@ -24,6 +24,8 @@ pub struct Seen {
     pub lane: Option<String>,
     /// Calls (not probes) that left a replica: when, which attempt, under which stamp.
     pub calls: Vec<(Instant, AttemptNumber, Stamp)>,
+    /// How many of them their executors then knew not to have acted.
+    pub proved_idle: usize,
 }
 
 /// Watches attempts and ledgers.
@@ -67,6 +69,7 @@ impl Effects {
             payload: Arc::clone(&attempt.payload),
             lane: attempt.lane.clone(),
             calls: Vec::new(),
+            proved_idle: 0,
         });
         if seen.payload != attempt.payload || seen.sink != attempt.sink {
             let what = format!("effect {effect} changes between attempts");
@@ -109,6 +112,17 @@ impl Effects {
             *newest = (*newest).max(this);
         }
         Ok(())
+    }
+
+    /// An executor knows how an attempt ended. One that never reached its sink leaves none.
+    pub(crate) fn on_ended(&mut self, attempt: &Attempt, ended: &Ended) {
+        let idle = matches!(ended, Ended::Definite { .. } | Ended::Permanent { .. });
+        if idle
+            && attempt.kind == AttemptKind::Call
+            && let Some(seen) = self.seen.get_mut(&attempt.effect)
+        {
+            seen.proved_idle += 1;
+        }
     }
 
     /// A sink has acted.
@@ -164,7 +178,7 @@ impl Effects {
         for view in effects.values() {
             let acts = sinks.get(&view.sink).map_or(0, |sink| sink.acts(&view.key).count());
             let limited = engine.sink(&view.sink).is_some_and(|sink| sink.spec.backoff.attempts_max != 0);
-            self.check_effect(view, acts, limited).or_else(object)?;
+            self.check_effect(view, acts, limited, commits).or_else(object)?;
         }
         // What the ledger has was emitted, by a committed op, in just these words.
         for (name, sink) in sinks {
@@ -185,7 +199,30 @@ impl Effects {
         Ok(())
     }
 
-    fn check_effect(&self, view: &EffectView, acts: usize, limited: bool) -> Result<(), String> {
+    /// Whether somebody had reason to doubt: a call of unknown end left, or its primary was replaced before it was parked
+    /// and may have taken the end of one with it.
+    fn was_in_doubt(&self, view: &EffectView, commits: &Commits) -> bool {
+        let born = |op| commits.get(op).map(|committed| committed.entry.header().born);
+        let unknown = self.seen.get(&view.id).is_some_and(|seen| seen.proved_idle < seen.calls.len());
+        // What is claimed is parked by the end of its attempt; anything else later, by its window or its deadline.
+        let decisive = view.attempts.iter().rev().find(|attempt| attempt.decisive);
+        let parked = match decisive.filter(|_| view.contract.claims()) {
+            Some(last) => {
+                let log = commits.log();
+                Op::new(log.partition_point(|it| it.entry.header().timestamp <= last.logged) as u64)
+            }
+            None => commits.head(),
+        };
+        unknown || born(view.id.op()) != born(parked)
+    }
+
+    fn check_effect(
+        &self,
+        view: &EffectView,
+        acts: usize,
+        limited: bool,
+        commits: &Commits,
+    ) -> Result<(), String> {
         let EffectView { id, contract, state, .. } = view;
         if view.key != self.key(*id) {
             return Err(format!("effect {id} has the key {}", view.key.as_str()));
@@ -214,6 +251,12 @@ impl Effects {
                 if !may {
                     return Err(format!("effect {id} is in doubt under {contract:?}"));
                 }
+                if !self.was_in_doubt(view, commits) {
+                    return Err(format!("effect {id} is in doubt, and no call of unknown end ever left"));
+                }
+            }
+            (None, Some(Parked::Exhausted)) if acts != 0 => {
+                return Err(format!("nothing of effect {id} is in doubt; its sink acted {acts} times"));
             }
             (None, Some(Parked::Exhausted)) => {}
             (None, None) => {

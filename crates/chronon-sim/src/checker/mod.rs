@@ -1,5 +1,6 @@
 //! The judges: each looks at the run from one side and knows nothing of the others. The first to object ends it.
 
+mod bounds;
 mod checkpoints;
 mod commits;
 mod effects;
@@ -11,6 +12,7 @@ mod results;
 
 use core::fmt;
 
+pub use bounds::Bounds;
 pub use checkpoints::Checkpoints;
 pub use commits::{Commits, Committed};
 pub use effects::Effects;
@@ -57,6 +59,8 @@ pub enum Checker {
     Twice,
     /// A queue or a store grew beyond its bound.
     Bounds,
+    /// A backup in trouble makes everybody wait.
+    Performance,
 }
 
 /// A judge's objection.

@@ -227,9 +227,11 @@ impl World {
                 self.client_looks_elsewhere(number, primary);
                 self.client_not_executed(number);
             }
-            Answer::NotExecuted(NotExecuted::Busy { .. } | NotExecuted::Expired) => {
+            Answer::NotExecuted(NotExecuted::Busy { .. }) => {
+                self.reach("Busy");
                 self.client_not_executed(number);
             }
+            Answer::NotExecuted(NotExecuted::Expired) => self.client_not_executed(number),
             Answer::NotExecuted(NotExecuted::Refused { .. } | NotExecuted::TooLarge { .. }) => {
                 let what = format!("call {id:?} is refused: {answer:?}: {kind:?}");
                 self.object(Violation::new(Checker::Machine, what));

@@ -95,14 +95,18 @@ impl World {
 
     pub(super) fn drain_front(&mut self, at: usize) {
         let mut outputs = std::mem::take(&mut self.front_outputs);
-        let process = self.process(at);
+        let id = self.machines[at].id;
+        let process = self.machines[at].process.as_mut().expect("the caller saw that it is alive");
         let deadline = loop {
             match process.front.poll_output() {
                 FrontOutput::Wait(deadline) => break deadline,
                 output => outputs.push(output),
             }
         };
-        process.role = process.front.status().role;
+        let status = process.front.status();
+        process.role = status.role;
+        let verdict = self.bounds.on_front(id, &status);
+        self.judge(verdict);
         for output in outputs.drain(..) {
             self.on_front_output(at, output);
         }
@@ -292,6 +296,12 @@ impl World {
                         });
                         let verdict = self.results.on_executed(&self.commits, id, *applied, results);
                         self.judge(verdict);
+                        let status = self.process(at).back.engine().status();
+                        let verdict = self.bounds.on_back(id, &status);
+                        self.judge(verdict);
+                        if status.timers != 0 {
+                            self.reach("TimerSet");
+                        }
                     }
                     self.give_front(at, FrontInput::Back(to_front));
                 }

@@ -43,8 +43,9 @@ impl World {
             }
             // Behind a parked effect its lane waits, and rightly so.
             let ready = if engine.parked == 0 { engine.ready } else { 0 };
-            if engine.scheduled + ready + engine.started + engine.waiting + engine.callbacks != 0 {
-                return Err(format!("R{id} has open effects: {engine:?}"));
+            let open = engine.scheduled + ready + engine.started + engine.waiting;
+            if open + engine.callbacks + engine.timers != 0 {
+                return Err(format!("R{id} has open effects or timers: {engine:?}"));
             }
         }
         Ok(())
@@ -125,8 +126,8 @@ impl World {
             let request = committed.and_then(|requests| requests.get(at.request as usize));
             let Some(Request::Command { body, .. }) = request else { continue };
             match result {
-                RequestResult::Replied { at: first, reply, .. } if *first == at => {
-                    applied.push(crate::Applied { at, command: body, reply });
+                RequestResult::Replied { at: first, timestamp, reply, .. } if *first == at => {
+                    applied.push(crate::Applied { at, log_time: *timestamp, command: body, reply });
                 }
                 RequestResult::Aborted { at: first, why } if *first == at => aborted.push((&**body, why)),
                 _ => {}

@@ -7,7 +7,7 @@ use chronon_node::BackInput;
 
 use crate::World;
 use crate::event::Event;
-use crate::sink::{Plan, Then, evidence};
+use crate::sink::{Deed, Plan, evidence};
 use crate::trace::{Who, salt_of};
 use crate::world::OutCall;
 
@@ -34,7 +34,7 @@ impl World {
             let end = Ended::Definite { retry_after: None, evidence: evidence("no such host") };
             return self.give_back(at, ended(&attempt, AttemptEnd::Ended(end)));
         };
-        if sink.refuses() {
+        if sink.refuses(self.now) {
             let end = Ended::Definite { retry_after: None, evidence: evidence("connection refused") };
             return self.give_back(at, ended(&attempt, AttemptEnd::Ended(end)));
         }
@@ -50,6 +50,16 @@ impl World {
                 format!("R{id} starts attempt {number} of {effect} while its attempt {earlier} is alive");
             self.object(crate::Violation::new(crate::Checker::Effects, what));
         }
+        // A call whose effect was settled meanwhile, by what an earlier primary heard, holds no place any more.
+        let process = self.machines[at].process.as_ref().expect("the caller saw that it is alive");
+        let engine = process.back.engine();
+        let others = self.out_calls.values().filter(|other| {
+            let same =
+                other.at == at && other.attempt.stamp == attempt.stamp && other.attempt.sink == attempt.sink;
+            same && engine.order(other.attempt.effect).is_some()
+        });
+        let verdict = self.bounds.on_leave(id, &attempt, others.count());
+        self.judge(verdict);
         let call = self.out_calls_made;
         self.out_calls_made += 1;
         let timeout = attempt.timeout();
@@ -68,37 +78,29 @@ impl World {
         match plan {
             Plan::Answer(after, ended) => self.schedule(after, Event::SinkAnswer { call, ended }),
             Plan::Silence => {}
-            Plan::Act(after, then) => self.schedule(after, Event::SinkAct { call, attempt, then }),
+            Plan::Act(after, deed) => self.schedule(after, Event::SinkAct { call, attempt, deed }),
         }
     }
 
-    pub(crate) fn sink_act(&mut self, call: u64, attempt: &Attempt, then: Then) {
+    pub(crate) fn sink_act(&mut self, call: u64, attempt: &Attempt, deed: Deed) {
         let now = self.now();
+        let outcome = self.workload.outcome(attempt);
         let Some(sink) = self.sinks.get_mut(&attempt.sink) else { return };
-        let acted = sink.act(now, attempt);
-        if acted {
+        let done = sink.act(now, attempt, deed, outcome);
+        if done.acted {
             let verdict = self.effects.on_act(sink, attempt);
             self.judge(verdict);
         }
         self.trace.note(self.now, Who::Sink, salt_of(attempt.key.as_str().as_bytes()), || {
             let Attempt { sink, effect, number, payload, .. } = attempt;
-            let did = if acted { "acts on" } else { "knows" };
-            let then = match then {
-                Then::Answer => "answers",
-                Then::Error => "answers an error",
-                Then::Silence => "says nothing",
-            };
             let what = self.workload.describe_effect(payload);
+            let (did, then) = done.words;
             format!("{sink} {did} {effect} {what} (attempt {}), then {then}", number.0)
         });
-        let outcome = self.workload.outcome(attempt);
-        let delay = self.network.delay();
-        let ended = match then {
-            Then::Answer => Ended::Delivered { outcome, evidence: evidence("200") },
-            Then::Error => Ended::Ambiguous { evidence: evidence("500") },
-            Then::Silence => return,
-        };
-        self.schedule(delay, Event::SinkAnswer { call, ended });
+        if let Some(ended) = done.answer {
+            let delay = self.network.delay();
+            self.schedule(delay, Event::SinkAnswer { call, ended });
+        }
     }
 
     /// The executor knows how an attempt ended. Whatever comes later of it is ignored.
@@ -111,6 +113,7 @@ impl World {
         }
         let Some(OutCall { attempt, .. }) = self.out_calls.remove(&call) else { return };
         if self.alive(at, life) {
+            self.effects.on_ended(&attempt, &end);
             self.give_back(at, ended(&attempt, AttemptEnd::Ended(end)));
         }
     }

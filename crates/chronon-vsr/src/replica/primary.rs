@@ -235,6 +235,14 @@ impl Replica {
             if voters + one_less < self.quorums.replication {
                 break;
             }
+            if self.options.mutations.breaks(Mutation::CommitWaitsForSlowest)
+                && voters < self.membership.voters.len()
+                && self.log.entry(next).is_some_and(|entry| {
+                    self.now.wall.since(entry.header().timestamp) < Duration::from_millis(20)
+                })
+            {
+                break;
+            }
             let voters = leading.votes.remove(&next).unwrap_or_default();
             for voter in voters {
                 self.peers.note_acked(voter, next);
