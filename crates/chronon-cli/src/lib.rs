@@ -10,6 +10,7 @@ mod bench;
 mod children;
 mod config;
 mod demo;
+mod desk;
 mod founding;
 mod init;
 mod inspect;

@@ -9,6 +9,7 @@ use hyper::Method;
 use serde_json::{Map, Value, json};
 
 use crate::api::{ADDRESS_DEFAULT, Api, Call};
+use crate::desk;
 use crate::output::table;
 
 /// How to reach the cluster, and how to show what it says.
@@ -26,13 +27,17 @@ pub(crate) struct Reach {
 }
 
 impl Reach {
-    fn call(&self, call: Call) -> anyhow::Result<Value> {
+    pub(crate) fn call(&self, call: Call) -> anyhow::Result<Value> {
         let api = Api::new(&self.api, Duration::from_secs(self.timeout));
         tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(api.call(call))
     }
 
     /// Prints the answer as it is, or as `show` puts it for people.
-    fn print(&self, answer: &Value, show: impl FnOnce(&Value) -> String) -> anyhow::Result<ExitCode> {
+    pub(crate) fn print(
+        &self,
+        answer: &Value,
+        show: impl FnOnce(&Value) -> String,
+    ) -> anyhow::Result<ExitCode> {
         match self.json {
             true => println!("{}", serde_json::to_string_pretty(answer)?),
             false => println!("{}", show(answer).trim_end()),
@@ -102,6 +107,9 @@ pub(crate) enum EffectsCommand {
         #[command(flatten)]
         reach: Reach,
     },
+    Resolve(desk::ResolveArguments),
+    Retry(desk::RetryArguments),
+    Cancel(desk::CancelArguments),
 }
 
 /// Sinks: the outside world
@@ -121,6 +129,10 @@ pub(crate) enum SinksCommand {
     },
     /// Make or change a sink
     Set(SetSink),
+    /// Start nothing at a sink any more; answered once no start can leave anywhere
+    Freeze(desk::SinkArguments),
+    /// Let a frozen sink go on
+    Thaw(desk::SinkArguments),
 }
 
 /// Make or change a sink. What is not given is as usual, not as it was
@@ -221,6 +233,9 @@ pub(crate) fn effects(command: &EffectsCommand) -> anyhow::Result<ExitCode> {
             let answer = reach.call(Call::get(format!("/v1/effects/{}", escaped(id))))?;
             reach.print(&answer, show_object)
         }
+        EffectsCommand::Resolve(arguments) => desk::resolve(arguments),
+        EffectsCommand::Retry(arguments) => desk::retry(arguments),
+        EffectsCommand::Cancel(arguments) => desk::cancel(arguments),
     }
 }
 
@@ -246,6 +261,8 @@ pub(crate) fn sinks(command: &SinksCommand) -> anyhow::Result<ExitCode> {
             set.reach
                 .print(&answer, |answer| format!("{} is at revision {}", set.name, text(&answer["revision"])))
         }
+        SinksCommand::Freeze(arguments) => desk::freeze(arguments),
+        SinksCommand::Thaw(arguments) => desk::thaw(arguments),
     }
 }
 
@@ -286,7 +303,7 @@ fn sink_body(set: &SetSink) -> anyhow::Result<String> {
 }
 
 /// JSON from the command line or from standard input, checked before it travels.
-fn json_argument(text: &str, what: &str) -> anyhow::Result<String> {
+pub(crate) fn json_argument(text: &str, what: &str) -> anyhow::Result<String> {
     let mut read = String::new();
     let text = if text == "-" {
         std::io::stdin().read_to_string(&mut read).context("can't read standard input")?;
@@ -300,7 +317,7 @@ fn json_argument(text: &str, what: &str) -> anyhow::Result<String> {
 }
 
 /// For a path or a query string.
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     let mut escaped = String::new();
     for byte in text.bytes() {
         match byte {
@@ -318,7 +335,7 @@ fn list(value: &Value) -> &[Value] {
 }
 
 /// A value in a cell: text without quotes, nothing as nothing.
-fn text(value: &Value) -> String {
+pub(crate) fn text(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
         Value::String(text) => text.clone(),
@@ -394,7 +411,7 @@ fn show_sinks(answer: &Value) -> String {
 }
 
 /// One line a field; what has fields of its own is indented JSON.
-fn show_object(object: &Value) -> String {
+pub(crate) fn show_object(object: &Value) -> String {
     let Some(fields) = object.as_object() else { return object.to_string() };
     let is_empty = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
     let fields: Vec<_> = fields.iter().filter(|(_, value)| !is_empty(value)).collect();

@@ -65,6 +65,69 @@ async fn an_operator_sets_a_sink_submits_queries_and_looks_at_effects() {
     assert!(error.contains("--settle"), "{error}");
 }
 
+#[tokio::test]
+async fn an_operator_freezes_a_sink_and_decides_about_effects() {
+    let cluster = Cluster::started("desk", 3);
+    cluster.primary(None).await;
+    let api = cluster.api();
+    // Nobody listens there.
+    let sink = ["sinks", "set", "webhook", "--contract", "at-most-once", "--allow-private"];
+    ask(&cluster, &[&sink[..], &["--url", "http://127.0.0.1:9/hook"]].concat());
+    assert_eq!(ask(&cluster, &["sinks", "freeze", "webhook"])["revision"], 2);
+    assert_eq!(ask(&cluster, &["sinks", "show", "webhook"])["frozen"], true);
+    for account in [1, 2] {
+        let open = format!(r#"{{"open":{{"account":{account},"balance":100}}}}"#);
+        ask(&cluster, &["submit", &open]);
+    }
+    let effects: Vec<String> = (1..=4)
+        .map(|transfer| {
+            let command = format!(r#"{{"transfer":{{"transfer":{transfer},"from":1,"to":2,"amount":1}}}}"#);
+            ask(&cluster, &["submit", &command])["effects"][0].as_str().unwrap().to_owned()
+        })
+        .collect();
+    let ends = ["settled", "settled", "settled"];
+    let acts: [&[&str]; 3] = [
+        &["cancel", &effects[0], "--reason", "a mistake", "--by", "ada"],
+        &["resolve", &effects[1], "--as", "delivered", "--outcome", r#"{"status":200}"#],
+        &["resolve", &effects[2], "--as", "failed", "--by", "ada"],
+    ];
+    let outcomes = ["cancelled", "delivered", "failed"];
+    for ((act, state), outcome) in acts.iter().zip(ends).zip(outcomes) {
+        let shown = ask(&cluster, &[&["effects"], *act].concat());
+        assert_eq!(
+            (&shown["state"], &shown["outcome"]["outcome"]),
+            (&state.into(), &outcome.into()),
+            "{shown}"
+        );
+    }
+    let shown = ask(&cluster, &["effects", "show", &effects[0]]).to_string();
+    assert!(shown.contains("a mistake") && shown.contains("ada"), "{shown}");
+
+    // What can't be done is told with the reason.
+    let refused = |arguments: &[&str]| refused(&[arguments, &["--api", &api]].concat());
+    let error = refused(&["effects", "cancel", &effects[1]]);
+    assert!(error.contains("settled"), "{error}");
+    let error = refused(&["effects", "retry", &effects[3]]);
+    assert!(error.contains("parked"), "{error}");
+    let error = refused(&["effects", "resolve", &effects[3], "--as", "delivered"]);
+    assert!(error.contains("--outcome"), "{error}");
+    let error = refused(&["effects", "resolve", &effects[3], "--as", "failed", "--outcome", "{}"]);
+    assert!(error.contains("--as delivered only"), "{error}");
+    let error = refused(&["effects", "cancel", "9999-0"]);
+    assert!(error.contains("9999-0"), "{error}");
+    let error = refused(&["sinks", "thaw", "nobody"]);
+    assert!(error.contains("no sink is named nobody"), "{error}");
+
+    // Thawed, the last is tried, never reaches the sink, and is parked once its attempts are used up.
+    assert_eq!(ask(&cluster, &["sinks", "thaw", "webhook"])["revision"], 3);
+    let began = std::time::Instant::now();
+    while ask(&cluster, &["effects", "show", &effects[3]])["attempts_count"] == 0 {
+        assert!(began.elapsed() < support::PATIENCE);
+        // sleeps: between two looks at another process.
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
 #[test]
 fn a_misspelt_key_names_file_line_key_and_what_is_allowed() {
     let cluster = Cluster::init("typo", 1);
