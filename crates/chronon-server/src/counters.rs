@@ -104,7 +104,7 @@ counters! {
         vault_scrub_rounds,
         /// Chunks of the newest checkpoint found damaged.
         chunks_damaged,
-        /// Chunks of the newest checkpoint that peers have sent.
+        /// Chunks of the newest checkpoint that peers have sent, or that were written anew from memory.
         chunks_repaired,
         /// Chunks read for peers.
         chunks_served,

@@ -296,6 +296,7 @@ impl FrontThread {
                     "wal_blots": self.counters.wal_blots.value(),
                     "superblock_copies": self.counters.superblock_copies_damaged.value(),
                     "chunks": self.counters.chunks_damaged.value(),
+                    "chunks_mended": self.counters.chunks_repaired.value(),
                 },
                 "scrub": {
                     "wal_bytes": self.counters.wal_scrub_bytes.value(),

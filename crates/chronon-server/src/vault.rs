@@ -187,6 +187,10 @@ pub(crate) struct VaultThread {
     waiting: Option<Waiting>,
     /// The state that was written last: the next one is written as what differs.
     written: Option<Written>,
+    /// With nobody to fetch from: the state that the present engine began with.
+    restored: Option<Box<dyn Frozen>>,
+    /// With nobody to fetch from: when damaged chunks are written anew from memory.
+    mend_at: Option<Instant>,
     /// The checkpoint in the superblock, the one that was there before it, and the one that is being fetched.
     current: Checkpoint,
     previous: Option<Checksum>,
@@ -246,6 +250,8 @@ impl VaultThread {
             write_pace: Pace { rate: parts.limits.write_bytes_per_second, from: now },
             waiting: None,
             written: None,
+            restored: None,
+            mend_at: None,
             current: parts.checkpoint,
             previous: None,
             target: None,
@@ -299,6 +305,9 @@ impl VaultThread {
                 let VaultParts { vault, disk, .. } = &mut self.parts;
                 self.compacting = vault.compact(&mut **disk, COMPACT_BYTES) && self.carry_out();
             }
+            if self.mend_at.is_some_and(|at| at <= now) {
+                self.mend()?;
+            }
             if self.reserve_at <= now {
                 self.reserve()?;
             }
@@ -316,7 +325,8 @@ impl VaultThread {
         let look = if self.waiting.is_some() { Clock.monotonic() + TURN_LOOK } else { Instant::NEVER };
         let reads = if self.reads.is_empty() { Instant::NEVER } else { self.read_pace.from };
         let again = self.fetch_again.map_or(Instant::NEVER, |(at, _)| at);
-        turn.min(look).min(reads).min(again).min(self.scrub_at).min(self.reserve_at)
+        let mend = self.mend_at.unwrap_or(Instant::NEVER);
+        turn.min(look).min(reads).min(again).min(mend).min(self.scrub_at).min(self.reserve_at)
     }
 
     /// Takes in what has come, and answers the reads of peers: between two messages, and within whatever takes long.
@@ -514,6 +524,10 @@ impl VaultThread {
         self.previous = std::mem::replace(&mut self.current, checkpoint).root;
         self.target = self.target.filter(|target| checkpoint.entry.op < target.entry.op);
         let VaultParts { vault, disk, .. } = &mut self.parts;
+        if self.target.is_none() && self.backups.is_empty() {
+            // What was fetched of checkpoints that the own log has overtaken is of no use to anybody.
+            vault.abandon();
+        }
         let mut roots: Vec<Checksum> =
             [self.current.root, self.target.and_then(|target| target.root), self.previous]
                 .into_iter()
@@ -612,16 +626,17 @@ impl VaultThread {
         // Whatever was frozen is of the state that this one replaces.
         self.waiting = None;
         self.written = None;
+        self.restored = None;
         let begun = Clock.monotonic();
         let Some(root) = checkpoint.root else { return Ok(()) };
         let VaultParts { vault, disk, .. } = &mut self.parts;
         let missing = vault.missing(&mut **disk, root, MISSING_MAX);
         if !missing.is_empty() {
-            return self.lack(checkpoint, &missing);
+            return self.lack_at_start(checkpoint, &missing);
         }
         let list = match vault.list(&mut **disk, root) {
             Ok(list) => list,
-            Err(damage) => return self.lack(checkpoint, &[damage]),
+            Err(damage) => return self.lack_at_start(checkpoint, &[damage]),
         };
         let mut damaged = None;
         let mut is_closed = false;
@@ -640,7 +655,7 @@ impl VaultThread {
             return Err(Closed);
         }
         if let Some(damage) = damaged {
-            return self.lack(checkpoint, &[damage]);
+            return self.lack_at_start(checkpoint, &[damage]);
         }
         let op = checkpoint.entry.op;
         let unusable = |error: String| StopReason::CheckpointUnusable { op: op.value(), error };
@@ -651,10 +666,12 @@ impl VaultThread {
                 return Err(Closed);
             }
         };
-        if engine.applied() != op || engine.freeze().digest() != checkpoint.digest {
+        let frozen = engine.freeze();
+        if engine.applied() != op || frozen.digest() != checkpoint.digest {
             self.parts.stop.stop(unusable("its chunks hold another state than it says".to_owned()));
             return Err(Closed);
         }
+        self.restored = (self.parts.voters == 1).then_some(frozen);
         let took = Clock.monotonic().since(begun);
         self.parts.counters.checkpoints_restored.add();
         self.parts.counters.checkpoint_restore.record(took);
@@ -663,17 +680,58 @@ impl VaultThread {
         Ok(())
     }
 
-    /// Chunks of a checkpoint are not here, or damaged: the peers are asked for them, if there are any.
+    /// Chunks of a checkpoint to begin from are not here, or damaged, and the state is not in memory either.
+    fn lack_at_start(&mut self, checkpoint: Checkpoint, missing: &[ChunkDamage]) -> Result<(), Closed> {
+        match missing.first() {
+            Some(first) if self.parts.voters == 1 => {
+                let (op, damage) = (checkpoint.entry.op.value(), first.to_string());
+                self.parts.stop.stop(StopReason::CheckpointDamaged { op, damage });
+                Err(Closed)
+            }
+            Some(_) | None => self.lack(checkpoint, missing),
+        }
+    }
+
+    /// Chunks of a checkpoint are not here, or damaged: the peers are asked for them. Without any, they are written anew
+    /// from memory, as soon as nothing else is being written.
     fn lack(&mut self, checkpoint: Checkpoint, missing: &[ChunkDamage]) -> Result<(), Closed> {
-        let (Some(root), Some(first)) = (checkpoint.root, missing.first()) else { return Ok(()) };
+        let Some(root) = checkpoint.root.filter(|_| !missing.is_empty()) else { return Ok(()) };
         if self.parts.voters == 1 {
-            let damage = first.to_string();
-            let op = checkpoint.entry.op.value();
-            self.parts.stop.stop(StopReason::CheckpointDamaged { op, damage });
-            return Err(Closed);
+            self.mend_at = Some(Clock.monotonic());
+            return Ok(());
         }
         let ids = missing.iter().map(|damage| damage.id).collect();
         self.report(VaultReport::Missing { root, ids })
+    }
+
+    /// Writes what is damaged of the only replica's checkpoint anew: the state that it holds is still in memory, frozen.
+    fn mend(&mut self) -> Result<(), Closed> {
+        self.mend_at = None;
+        let Some(root) = self.current.root else { return Ok(()) };
+        let op = self.current.entry.op;
+        let written = self.written.take_if(|written| written.frozen.op() == op).map(|written| written.frozen);
+        let Some(mut frozen) = written.or_else(|| self.restored.take()).filter(|frozen| frozen.op() == op)
+        else {
+            // A newer one is all there, and takes its place as soon as the superblock names it.
+            return Ok(());
+        };
+        let before = self.parts.vault.missing(&mut *self.parts.disk, root, usize::MAX).len();
+        let outcome = self.write_chunks(&mut *frozen, None, self.parts.turn.progress());
+        let (sizes, again) = match outcome {
+            Ok((named, sizes)) => {
+                assert!(named == root, "a state is written as the same chunks every time");
+                self.parts.counters.chunks_repaired.add_many(before);
+                info!(%op, chunks = before, "wrote damaged parts of the checkpoint anew, from memory");
+                (sizes, None)
+            }
+            Err(Unwritten::Closed) => return Err(Closed),
+            Err(Unwritten::Disk | Unwritten::Lacking | Unwritten::Never(_)) => {
+                (BTreeMap::new(), Some(Clock.monotonic() + DISK_PAUSE))
+            }
+        };
+        self.mend_at = again;
+        self.written = Some(Written { frozen, sizes });
+        Ok(())
     }
 
     // Fetching

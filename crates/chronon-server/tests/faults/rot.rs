@@ -35,6 +35,57 @@ async fn a_running_replica_finds_rot_in_its_log_and_mends_it() {
     assert_eq!(cluster.counter(0, "wal_groups_damaged").await, 0);
 }
 
+/// Rots every block of a replica's chunks.
+fn rot_chunks(cluster: &Cluster, replica: u8) {
+    for found in std::fs::read_dir(cluster.path(replica)).unwrap() {
+        let found = found.unwrap();
+        let (name, size) = (found.file_name().into_string().unwrap(), found.metadata().unwrap().len());
+        if name.starts_with("pack-") {
+            let pack = std::fs::OpenOptions::new().read(true).write(true).open(found.path()).unwrap();
+            for position in (2_000..size).step_by(4_096) {
+                let mut byte = [0];
+                pack.read_exact_at(&mut byte, position).unwrap();
+                pack.write_all_at(&[byte[0] ^ 0x20], position).unwrap();
+            }
+            pack.sync_all().unwrap();
+        }
+    }
+}
+
+/// It has nobody to ask, and what it needs in memory: once as it wrote it, once as it began with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_single_replica_writes_what_has_rotted_of_its_checkpoint_anew_from_memory() {
+    let mut cluster = Cluster::start(Setup { log_bytes: 16 << 20, ..Setup::new(1) }).await;
+    let load = Load::heavy(&cluster, 0);
+    eventually("a checkpoint", async || 0 < cluster.status(0).await.checkpoint).await;
+    let told = load.stop().await;
+    for life in 0..2 {
+        rot_chunks(&cluster, 0);
+        eventually("the scrub finds chunks", async || 0 < cluster.counter(0, "chunks_damaged").await).await;
+        eventually("they are written anew", async || {
+            cluster.counter(0, "chunks_damaged").await <= cluster.counter(0, "chunks_repaired").await
+        })
+        .await;
+        let read = cluster.counter(0, "vault_scrub_rounds").await;
+        eventually("it is read from end to end", async || {
+            read + 1 < cluster.counter(0, "vault_scrub_rounds").await
+        })
+        .await;
+        let damaged = &cluster.get(0, "/v1/cluster").await["replicas"][0]["disk"]["damaged"];
+        assert!(damaged["chunks"].as_u64() <= damaged["chunks_mended"].as_u64(), "{damaged}");
+        assert!(0 < damaged["chunks"].as_u64().unwrap(), "{damaged}");
+        // All of it is read at the next start.
+        cluster.cut_power(&[0]);
+        cluster.start_one(0).await;
+        eventually("it begins from its checkpoint", async || {
+            cluster.counter(0, "checkpoints_restored").await == 1
+        })
+        .await;
+        assert_eq!(cluster.counter(0, "chunks_damaged").await, 0, "life {life}");
+        told.assert_kept(&cluster.books().await);
+    }
+}
+
 /// One copy of the superblock and parts of a checkpoint rot while all is well.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_replica_finds_rot_in_its_superblock_and_its_checkpoint_and_mends_both() {
