@@ -10,10 +10,10 @@ use chronon_kernel::{
 use chronon_vsr::{
     Applied, BODY_SIZE_MAX, Checkpoint, Checksum, Durable, Entry, Event, Input, Instant, Message, Mutation,
     NotProposed, NotReadable, Now, Op, OpRef, Options, Output, ReadNumber, Recipients, Recovered, Replica,
-    ReplicaId, Role, RoundConfirmed, Stamp, Status, Write,
+    ReplicaId, Role, Room, RoundConfirmed, Stamp, Status, Write,
 };
 
-use crate::{Room, ToBack, ToFront, VaultReport, VaultTask};
+use crate::{ToBack, ToFront, VaultReport, VaultTask};
 
 /// Names a submission or query between the driver and Front. Drawn by the driver, never used twice in one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -595,7 +595,7 @@ impl Front {
             VaultReport::Read { to, id, bytes } => Input::ChunkRead { to, id, bytes },
             VaultReport::Room(room) => {
                 self.room = room;
-                return;
+                Input::Room(room)
             }
         };
         self.replica.handle(self.now, input);

@@ -21,9 +21,10 @@ mod gate;
 mod vault;
 
 pub use back::{Back, BackInput, BackOutput, answer};
+pub use chronon_vsr::Room;
 pub use front::{Front, FrontInput, FrontLimits, FrontOutput, FrontStatus, Token};
 pub use gate::Gate;
-pub use vault::{Room, VaultReport, VaultTask};
+pub use vault::{VaultReport, VaultTask};
 
 use alloc::vec::Vec;
 use chronon_kernel::{QueryError, RequestResult};

@@ -3,7 +3,7 @@
 
 use alloc::vec::Vec;
 
-use chronon_vsr::{Checkpoint, Checksum, Digest, OpRef, ReplicaId};
+use chronon_vsr::{Checkpoint, Checksum, Digest, OpRef, ReplicaId, Room};
 
 /// What Front wants of the store of chunks.
 #[derive(Clone, Debug)]
@@ -70,13 +70,4 @@ pub enum VaultReport {
     },
     /// Whether the disk has room for the next checkpoint.
     Room(Room),
-}
-
-/// Whether there is room for the next checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Room {
-    /// There is.
-    Enough,
-    /// There may be none: clients are told so while the log can still take what is under way.
-    Short,
 }

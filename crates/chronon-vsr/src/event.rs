@@ -83,6 +83,8 @@ pub enum Abdication {
     Unheard,
     /// Its disk is stalled and those of a quorum are not.
     DiskStalled,
+    /// Its disk has no room for the next checkpoint, and those of a quorum have.
+    DiskFull,
     /// An operator, or a clean shutdown, asked for it.
     Asked,
 }

@@ -45,7 +45,7 @@ pub use prng::Prng;
 pub use quorum::Quorums;
 pub use replica::{
     Applied, Digest, Input, Intake, NotProposed, NotReadable, Options, Output, Proposed, ReadNumber,
-    Recipients, Replica, Role, RoundConfirmed, Standing, Status, Timing,
+    Recipients, Replica, Role, Room, RoundConfirmed, Standing, Status, Timing,
 };
 pub use ring::{Ring, charge};
 pub use time::{Duration, Instant, Now, Timestamp};

@@ -65,7 +65,7 @@ pub enum Payload {
         read_round: u64,
         /// What the primary has executed.
         applied: Applied,
-        /// Age of the primary's oldest outstanding write.
+        /// Age of the primary's oldest outstanding write; the highest number if its disk has no room for a checkpoint.
         disk_age_us: u32,
     },
     /// Voter → primary: heard you, still in your stamp.
@@ -78,7 +78,7 @@ pub enum Payload {
         head: Op,
         /// Its durable checkpoint.
         checkpoint: Op,
-        /// Age of the voter's oldest outstanding write.
+        /// Age of the voter's oldest outstanding write; the highest number if its disk has no room for a checkpoint.
         disk_age_us: u32,
     },
     /// Voter → voters: I want to leave the message's stamp for `to`. Moves nobody by itself.

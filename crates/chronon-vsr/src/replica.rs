@@ -109,6 +109,8 @@ pub enum Input {
     /// The age of storage's oldest outstanding write; zero when there is none. Told on every change of health and
     /// at least every 100 ms while a write is outstanding.
     DiskAge(Duration),
+    /// Whether the disk has room for the next checkpoint. Told on every change.
+    Room(Room),
     /// The layer above has executed everything up to here, or holds the state of an installed checkpoint.
     Applied(Applied),
     /// Every chunk of a frozen state, and their list, is durable.
@@ -242,6 +244,15 @@ pub enum Role {
     Changing { stamp: Stamp },
 }
 
+/// Whether a disk has room for the next checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Room {
+    /// There is.
+    Enough,
+    /// There may be none: the log can still take what is under way, and no more.
+    Short,
+}
+
 /// What a replica is doing, in the protocol's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Status {
@@ -367,6 +378,7 @@ pub struct Replica {
     /// Who was found to differ: told once.
     mismatched: BTreeSet<ReplicaId>,
     disk_age: DiskAge,
+    room: Room,
 
     checkpoints: Checkpoints,
     peers: Peers,
@@ -448,6 +460,7 @@ impl Replica {
             Input::Message(message) => self.on_message(message),
             Input::Durable(durable) => self.on_durable(durable),
             Input::DiskAge(age) => self.disk_age = DiskAge { told: age, at: self.now.monotonic },
+            Input::Room(room) => self.room = room,
             Input::Applied(applied) => self.on_applied(applied),
             Input::Frozen { entry, digest, root } => self.on_frozen(entry, digest, root),
             Input::ChunksMissing { root, ids } => self.on_chunks_missing(root, ids),

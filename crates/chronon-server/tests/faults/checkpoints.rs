@@ -186,9 +186,32 @@ async fn a_disk_without_room_for_checkpoints_holds_its_replica_back_and_stops_no
     told.assert_kept(&cluster.books().await);
 }
 
-/// While the primary's own disk has no room for the next checkpoint it takes nothing new, and says why.
+/// The others have room: one of them leads on, and no command fails for it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_primary_without_room_for_its_next_checkpoint_says_that_its_disk_is_full() {
+async fn a_primary_whose_disk_is_full_hands_over_to_one_with_room() {
+    let cluster = Cluster::start(small(3)).await;
+    let load = Load::heavy(&cluster, 0);
+    load.more(FILLS).await;
+    let (full, view) = cluster.primary_after(None).await;
+    cluster.disk(full).fill(true);
+    let (next, _) = cluster.primary_after(Some(view)).await;
+    assert_ne!(next, full);
+    load.more(3 * FILLS).await;
+    assert_eq!(cluster.gauge(full, "disk_short").await, 1);
+    assert_eq!(cluster.counter(full, "abdications").await, 1);
+    cluster.disk(full).fill(false);
+    eventually("it has room, and follows", async || {
+        let (own, other) = (cluster.status(full).await, cluster.status(next).await);
+        cluster.gauge(full, "disk_short").await == 0 && other.checkpoint <= own.checkpoint
+    })
+    .await;
+    let told = load.stop().await;
+    told.assert_kept(&cluster.books().await);
+}
+
+/// While the only replica's disk has no room for the next checkpoint it takes nothing new, and says why.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_single_replica_without_room_for_its_next_checkpoint_says_that_its_disk_is_full() {
     let mut cluster = Cluster::start(small(1)).await;
     let load = Load::heavy(&cluster, 0);
     load.more(FILLS).await;

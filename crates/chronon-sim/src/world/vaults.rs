@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 
 use chronon_kernel::{Frozen, Put};
-use chronon_node::{FrontInput, VaultReport, VaultTask};
+use chronon_node::{FrontInput, Room, VaultReport, VaultTask};
 use chronon_storage::{ChunkList, Found, Job, JobId, Scrubbed, Step, Vault, perform_step};
 use chronon_vsr::{Checkpoint, Checksum, Digest, Duration, OpRef};
 
@@ -41,6 +41,8 @@ pub(crate) struct Store {
     /// The superblock's checkpoint, and the one before it.
     current: Option<Checksum>,
     previous: Option<Checksum>,
+    /// Whether room could be set aside when that was last tried.
+    room: Room,
     /// A wake-up is in the heap.
     awake: bool,
     /// Small packs may be worth merging.
@@ -107,6 +109,7 @@ impl Store {
             fetching: None,
             current,
             previous: None,
+            room: Room::Enough,
             awake: false,
             compacts: false,
         }
@@ -135,6 +138,13 @@ impl Store {
     /// Whether a superblock may name this checkpoint: it does so already, or everything of it is durable.
     pub(crate) fn may_be_named(&self, root: Checksum) -> bool {
         self.current == Some(root) || self.vault.is_complete(root)
+    }
+
+    /// Sets room aside for a checkpoint as large as the newest one.
+    fn reserve(&mut self) {
+        if let Some(root) = self.current {
+            self.vault.reserve(self.vault.stored_size(root));
+        }
     }
 
     fn has_work(&self) -> bool {
@@ -210,9 +220,7 @@ impl World {
             Task::Freeze(entry, frozen) => {
                 let digest = frozen.digest();
                 let list = ChunkList::default();
-                if let Some(root) = store.current {
-                    store.vault.reserve(store.vault.stored_size(root));
-                }
+                store.reserve();
                 store.writing = Some(Writing { entry, digest, frozen, pieces: None, list, root: None });
             }
             Task::Install(checkpoint) => self.restore(at, checkpoint),
@@ -258,6 +266,9 @@ impl World {
                 self.tell_damage(at);
             }
             Task::PutAgain => {
+                if store.room == Room::Short {
+                    store.reserve();
+                }
                 let Store { vault, storing, writing, .. } = store;
                 for (id, (root, bytes)) in storing {
                     put(vault, *root, *id, bytes);
@@ -341,13 +352,27 @@ impl World {
         let id = machine.id;
         let process = machine.process.as_mut().expect("the caller saw that it is alive");
         let store = &mut process.store;
+        let mut room = store.room;
         // A step that was waited for in a stall may be done already.
         let is_it =
             |(under_way, steps): &&mut (JobId, VecDeque<Step>)| *under_way == job && steps.len() == left;
         let Some((_, steps)) = store.job.as_mut().filter(is_it) else { return };
         let step = steps.pop_front().expect("a step was under way");
+        let ended = steps.is_empty();
         machine.steps += 1;
-        if let Err(error) = perform_step(&mut machine.disk, &step) {
+        let done = perform_step(&mut machine.disk, &step);
+        if let Step::Reserve { .. } = step {
+            room = if done.is_ok() { Room::Enough } else { Room::Short };
+        }
+        if room != std::mem::replace(&mut store.room, room) {
+            self.trace
+                .note(self.now, Who::Replica(id), 0xfd, || format!("has {room:?} room for checkpoints"));
+            self.give_front(at, FrontInput::Vault(VaultReport::Room(room)));
+        }
+        let machine = &mut self.machines[at];
+        let process = machine.process.as_mut().expect("it was there a moment ago");
+        let store = &mut process.store;
+        if let Err(error) = done {
             store.job = None;
             let lost = store.vault.failed(job);
             self.trace.note(self.now, Who::Replica(id), 0xfe, || {
@@ -357,7 +382,7 @@ impl World {
             self.wake_vault(at, RETRY_AFTER);
             return;
         }
-        if !steps.is_empty() {
+        if !ended {
             return self.schedule_vault_step(at, job);
         }
         store.job = None;

@@ -1,7 +1,7 @@
 //! Disks that lie: what rots is repaired or refused, and never taken for what was never there.
 
 use chronon_sim::{ALL, Chunks, Cluster, Fault, Harm, Prepare, R0, R1, R2, Region, SuperblockCopy, World};
-use chronon_vsr::{Duration, Event, Op, ReplicaId};
+use chronon_vsr::{Abdication, Duration, Event, Op, ReplicaId};
 
 fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -199,6 +199,27 @@ fn a_full_disk_holds_its_replica_back_and_nobody_else() {
     c.replica(backup).empty_disk();
     c.settle().assert_committed(ALL, 70);
     assert!(before < c.checkpoint(backup));
+}
+
+// Scenario 20.
+#[test]
+fn a_primary_whose_disk_is_full_hands_over_to_one_with_room_and_every_command_is_served() {
+    for seed in 0..4 {
+        let mut c = Cluster::new(3).seed(seed).tiny_log(4);
+        c.submit(10).settle();
+        let primary = c.primary();
+        c.replica(primary).fill_disk();
+        c.submit(60);
+        assert_ne!(c.primary(), primary);
+        c.assert_event(primary, |event| matches!(event, Event::Abdicated { why: Abdication::DiskFull, .. }));
+        // A second one: nobody is left to hand over to who would do better with a quorum.
+        let next = c.primary();
+        let views = c.count_events(ALL, |event| matches!(event, Event::PrimaryStarted { .. }));
+        assert!(views <= 3, "no storm: {views} views");
+        assert!(c.world().is_running(primary) && c.world().is_running(next));
+        c.replica(primary).empty_disk();
+        c.settle().assert_committed(ALL, 70);
+    }
 }
 
 // Scenario 20.

@@ -4,7 +4,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 
 use super::log::OnDisk;
 use super::retry::Retry;
-use super::{Part, Recipients, Replica, Timing};
+use super::{Part, Recipients, Replica, Room, Timing};
 use crate::detector::Detector;
 use crate::event::{DropReason, Suspicion};
 use crate::{
@@ -377,8 +377,15 @@ impl Replica {
         }
     }
 
+    /// How this replica's disk is, as peers are told: without room for a checkpoint it is no better than one that
+    /// stands still.
     pub(super) fn disk_age_us(&self) -> u32 {
-        u32::try_from(self.disk_age.at(self.now.monotonic).as_micros()).unwrap_or(u32::MAX)
+        match self.room {
+            Room::Short => u32::MAX,
+            Room::Enough => {
+                u32::try_from(self.disk_age.at(self.now.monotonic).as_micros()).unwrap_or(u32::MAX)
+            }
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use super::intake::Pauses;
 use super::log::OnDisk;
 use super::reads::Rounds;
 use super::retry::Retry;
-use super::{Part, Proposed, Recipients, Replica};
+use super::{Part, Proposed, Recipients, Replica, Room};
 use crate::event::{Abdication, DropReason, Suspicion};
 use crate::{
     Applied, Duration, Entry, EntryHeader, Event, Instant, Mutation, Op, OpRef, Payload, ReplicaId, Stamp,
@@ -384,17 +384,24 @@ impl Replica {
             && self.quorums.view_change <= others_healthy
             && young <= now.since(self.since);
 
+        // A view may be as young as it likes: whoever comes next has said that there is room.
+        let is_full = 3 <= self.quorums.voters
+            && self.room == Room::Short
+            && self.quorums.view_change <= others_healthy;
+
         match leading.abdicating {
             None if is_unheard => self.abdicate(Abdication::Unheard),
             None if is_stalled => {
                 self.stalls += 1;
                 self.abdicate(Abdication::DiskStalled);
             }
+            None if is_full => self.abdicate(Abdication::DiskFull),
             None => {}
             Some((why, since)) => {
                 let is_over = match why {
                     Abdication::Unheard => !is_unheard,
                     Abdication::DiskStalled => self.disk_age.at(now) < DISK_HEALTHY,
+                    Abdication::DiskFull => self.room == Room::Enough,
                     Abdication::Asked => STEP_DOWN_PATIENCE < now.since(since),
                 };
                 // Nobody took over, and the cause is gone: it still leads.

@@ -10,7 +10,7 @@ use super::peers::Peers;
 use super::reads::RemoteReads;
 use super::repair::Repairs;
 use super::view_change::{Changing, Votes};
-use super::{Applied, Digest, DiskAge, Options, Part, Replica, Role, Superblock, Wal};
+use super::{Applied, Digest, DiskAge, Options, Part, Replica, Role, Room, Superblock, Wal};
 use crate::clock::Clock;
 use crate::event::Suspicion;
 use crate::{
@@ -79,6 +79,7 @@ impl Replica {
             digests: BTreeMap::new(),
             mismatched: BTreeSet::new(),
             disk_age: DiskAge { told: Duration::ZERO, at: monotonic },
+            room: Room::Enough,
             checkpoints: Checkpoints::new(),
             peers: Peers::new(membership.peers(me), &state.peers, monotonic),
             repairs: Repairs::new(),
