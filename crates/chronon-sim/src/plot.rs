@@ -2,7 +2,7 @@
 //! alone has its newest entry; a plot looks at the world after every event and strikes then.
 
 use chronon_storage::{File, Step};
-use chronon_vsr::{Duration, Event, Payload, Prng, Quorums, ReplicaId, Role};
+use chronon_vsr::{Duration, Event, Op, Payload, Prng, Quorums, ReplicaId, Role};
 
 use crate::trace::Who;
 use crate::world::index;
@@ -34,10 +34,13 @@ pub(crate) enum Plot {
     SlowHeir,
     /// A primary is cut off while its sinks hang, and comes back with bad news.
     BadNews,
+    /// A backup loses an op that the only peer who is there has in a checkpoint alone, and must fetch that state while
+    /// its log above the op is whole.
+    Hollow,
 }
 
 impl Plot {
-    const ALL: [Plot; 10] = [
+    const ALL: [Plot; 11] = [
         Plot::Stranded,
         Plot::OneHeard,
         Plot::ReadBack,
@@ -48,6 +51,7 @@ impl Plot {
         Plot::Sleepwalker,
         Plot::SlowHeir,
         Plot::BadNews,
+        Plot::Hollow,
     ];
 
     /// The plots that need no other kinds of misfortune than these.
@@ -61,6 +65,7 @@ impl Plot {
             Plot::Sleepwalker => menu.partition && menu.slow && 3 <= replicas,
             Plot::SlowHeir => menu.kill && menu.slow && 3 <= replicas,
             Plot::BadNews => menu.partition && menu.sinks && 3 <= replicas,
+            Plot::Hollow => menu.kill && menu.rot && replicas == 3,
         };
         Plot::ALL.into_iter().filter(possible).collect()
     }
@@ -82,6 +87,7 @@ impl Plot {
             Plot::Sleepwalker => stage.sleepwalker(),
             Plot::SlowHeir => stage.slow_heir(),
             Plot::BadNews => stage.bad_news(),
+            Plot::Hollow => stage.hollow(victim),
         }
     }
 }
@@ -401,6 +407,44 @@ impl Stage<'_> {
         self.world.set_sinks(usual);
         Ok(())
     }
+
+    fn hollow(&mut self, victim: ReplicaId) -> Played {
+        let primary = self.primary;
+        let Some(late) = self.others.iter().copied().find(|other| *other != victim) else { return Ok(()) };
+        if victim == primary {
+            return Ok(());
+        }
+        // One backup is away until the primary's log begins above its own.
+        let Some(head) = self.world.replica(late).map(chronon_vsr::Replica::head) else { return Ok(()) };
+        self.world.inflict(Fault::Kill(late));
+        let left_behind =
+            move |world: &World| world.replica(primary).is_some_and(|primary| head < primary.log_start());
+        let waited = self.until(Duration::from_secs(2), left_behind)?;
+        // The victim's next checkpoint finds no room; the primary's is what the other one fetches.
+        let covered = self.world.checkpoints().durable(victim);
+        let moment = move |world: &World| covered < world.checkpoints().durable(victim);
+        if !waited || !self.until(PATIENCE, moment)? {
+            self.world.inflict(Fault::Start(late));
+            return Ok(());
+        }
+        let covered = self.world.checkpoints().durable(victim);
+        self.world.inflict(Fault::DiskFull(victim, true));
+        let ahead = move |world: &World| covered < world.checkpoints().durable(primary);
+        self.until(PATIENCE, ahead)?;
+        self.world.inflict(Fault::Start(late));
+        let fetched = move |world: &World| covered < world.checkpoints().durable(late);
+        if self.until(PATIENCE, fetched)? {
+            self.world.inflict(Fault::Kill(victim));
+            if let Some(covered) = covered {
+                self.world.rot_entry(victim, covered.next());
+            }
+            self.kill(primary, 500, 1_500);
+            self.world.inflict(Fault::Start(victim));
+            self.run(Duration::from_millis(500))?;
+        }
+        self.world.inflict(Fault::DiskFull(victim, false));
+        Ok(())
+    }
 }
 
 /// What rots of the groups that were written last.
@@ -432,16 +476,35 @@ impl World {
             }
             Rotten::Entry => {
                 let newest = self.commits.head().value();
-                let op = chronon_vsr::Op::new(newest.saturating_sub(which % 4));
-                let Some(committed) = self.commits.get(op) else { return };
-                let places = self.machines[at].disk.find(File::Wal, committed.entry.body());
-                let Some(place) = places.last() else { return };
-                *place
+                let op = Op::new(newest.saturating_sub(which % 4));
+                let Some(place) = self.places_of(replica, op).pop() else { return };
+                place
             }
         };
         self.note(Who::Fault, place, || format!("R{replica}'s WAL rots at {place}"));
         self.promises.on_damage(replica);
         self.machines[at].disk.flip(File::Wal, place, (which % 8) as u8);
+    }
+
+    /// A bit flips in every copy of an entry that a WAL has.
+    pub(crate) fn rot_entry(&mut self, replica: ReplicaId, op: Op) {
+        let places = self.places_of(replica, op);
+        if places.is_empty() || !self.may_be_damaged(replica) {
+            return;
+        }
+        self.note(Who::Fault, op.value(), || format!("R{replica}'s WAL rots at op {op}: {places:?}"));
+        self.promises.on_damage(replica);
+        for place in places {
+            self.machines[index(replica)].disk.flip(File::Wal, place, 3);
+        }
+    }
+
+    /// Where a WAL has the body of a committed entry.
+    fn places_of(&self, replica: ReplicaId, op: Op) -> Vec<u64> {
+        let committed = self.commits.get(op);
+        committed.map_or_else(Vec::new, |committed| {
+            self.machines[index(replica)].disk.find(File::Wal, committed.entry.body())
+        })
     }
 
     /// A replica executes nothing for so long.
