@@ -11,14 +11,15 @@ mod read;
 mod restart;
 mod rig;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use hdrhistogram::Histogram;
 use serde::Serialize;
-use tokio::signal::unix::{SignalKind, signal};
+
+use crate::interrupt::{self, Data, end_when_interrupted};
 
 /// Measure
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -53,48 +54,13 @@ pub(crate) use etcd::{EtcdArguments, run_etcd};
 pub(crate) use floor::{EchoArguments, run_echo};
 pub(crate) use machine::Counter;
 
-/// Ends the process on SIGINT and SIGTERM, and removes the directory first. What we started ends with us.
-fn remove_when_interrupted(directory: PathBuf) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let wait = async {
-        let (mut interrupt, mut terminate) =
-            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        let code = tokio::select! {
-            _ = interrupt.recv() => 130,
-            _ = terminate.recv() => 143,
-        };
-        std::io::Result::Ok(code)
-    };
-    let watch = move || {
-        let Ok(code) = runtime.block_on(wait) else { return };
-        // Logs may just be on their way into it.
-        let removed = (0..REMOVAL_TRIES).any(|_| {
-            std::fs::remove_dir_all(&directory).is_ok() || {
-                std::thread::sleep(Duration::from_millis(20));
-                false
-            }
-        });
-        let data = if removed {
-            "the data is removed".to_owned()
-        } else {
-            format!("data is left in {}", directory.display())
-        };
-        eprintln!("interrupted; {data}");
-        std::process::exit(code);
-    };
-    std::thread::Builder::new().name("signals".into()).spawn(watch).context("can't start a thread")?;
-    Ok(())
-}
-
-/// How often the removal of a directory is tried that somebody may be writing to.
-const REMOVAL_TRIES: u32 = 50;
-
 /// Measures in a directory of its own below `parent`, which is removed afterwards however it ends.
 fn in_directory<T>(parent: &Path, measure: impl FnOnce(&Path) -> anyhow::Result<T>) -> anyhow::Result<T> {
     let directory = parent.join(format!("chronon-bench-{}", std::process::id()));
     std::fs::create_dir(&directory).with_context(|| format!("can't make {}", directory.display()))?;
-    remove_when_interrupted(directory.clone())?;
+    end_when_interrupted(directory.clone(), Data::Remove)?;
     let measured = measure(&directory);
+    interrupt::give_way();
     std::fs::remove_dir_all(&directory).with_context(|| format!("can't remove {}", directory.display()))?;
     measured
 }

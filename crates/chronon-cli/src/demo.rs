@@ -19,9 +19,9 @@ use chronon_bank::Bank;
 use chronon_client::{Client, ClientOptions, TypedClient};
 use chronon_kernel::{Backoff, Contract, SinkName, SinkSpec};
 use chronon_vsr::{BODY_SIZE_MAX, Prng, Ring};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::children::OwnChild;
+use crate::interrupt::{self, Data, end_when_interrupted};
 use crate::local::{Flavour, LocalCluster, Machine, Sabotage, free_ports};
 use crate::output::Progress;
 use clients::Workforce;
@@ -104,22 +104,15 @@ pub(crate) fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
         Some(directory) => directory.clone(),
         None => std::env::temp_dir().join(format!("chronon-demo-{}", std::process::id())),
     };
+    let data = if arguments.keep.is_some() { Data::Keep } else { Data::Remove };
+    end_when_interrupted(directory.clone(), data)?;
     std::fs::create_dir_all(&directory).with_context(|| format!("can't make {}", directory.display()))?;
     let empty = std::fs::read_dir(&directory).is_ok_and(|mut entries| entries.next().is_none());
     anyhow::ensure!(empty, "{} is not empty: name a new directory", directory.display());
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = runtime.block_on(async {
-        tokio::select! {
-            result = demonstrate(arguments, seed, &directory) => Ok(result),
-            signal = asked_to_stop() => Err(signal),
-        }
-    });
-    // What ran is dropped by now, and with it every process of ours.
-    let result = match result {
-        Ok(result) => result,
-        Err(signal) => return interrupted(signal?, arguments.keep.is_some(), &directory),
-    };
+    let result = runtime.block_on(demonstrate(arguments, seed, &directory));
+    interrupt::give_way();
     let again = format!("again with: chronon demo --seed {seed}");
     match result {
         Ok(receipt) => {
@@ -143,28 +136,6 @@ pub(crate) fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
             Err(error)
         }
     }
-}
-
-/// Waits for SIGINT or SIGTERM and says by which number a shell knows it.
-async fn asked_to_stop() -> anyhow::Result<u8> {
-    let mut terminate = signal(SignalKind::terminate()).context("can't listen to SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("can't listen to SIGINT")?;
-    Ok(tokio::select! {
-        _ = interrupt.recv() => 2,
-        _ = terminate.recv() => 15,
-    })
-}
-
-/// Nothing was found wrong, so nothing needs to be looked at: the data goes, unless it was asked for.
-fn interrupted(signal: u8, keep: bool, directory: &Path) -> anyhow::Result<ExitCode> {
-    if keep {
-        eprintln!("interrupted; data and logs are kept in {}", directory.display());
-    } else {
-        std::fs::remove_dir_all(directory)
-            .with_context(|| format!("can't remove {}", directory.display()))?;
-        eprintln!("interrupted; the data is removed");
-    }
-    Ok(ExitCode::from(128 + signal))
 }
 
 fn started_nanos() -> u64 {

@@ -14,6 +14,7 @@ mod desk;
 mod founding;
 mod init;
 mod inspect;
+mod interrupt;
 mod local;
 mod log;
 mod operate;

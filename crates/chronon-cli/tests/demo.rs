@@ -72,6 +72,22 @@ fn an_interrupted_demo_ends_its_processes_and_removes_its_data() {
 }
 
 #[test]
+fn a_demo_that_is_interrupted_while_it_fills_its_logs_removes_them() {
+    for round in 0..3 {
+        let temporary = Directory::new(&format!("demo-filling-{round}"));
+        let mut demo = command(&temporary, &["--transfers", "3000"]);
+        let demo = demo.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        while std::fs::read_dir(&temporary.0).unwrap().count() == 0 {
+            std::thread::yield_now();
+        }
+        kill_process(Pid::from_raw(i32::try_from(demo.id()).unwrap()).unwrap(), Signal::INT).unwrap();
+        let output = demo.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+        assert_eq!(std::fs::read_dir(&temporary.0).unwrap().count(), 0);
+    }
+}
+
+#[test]
 fn arguments_that_make_no_demo_are_told() {
     let full = Directory::new("demo-full");
     std::fs::write(full.0.join("diary"), "dear").unwrap();
