@@ -13,7 +13,7 @@ use super::etcd::{Etcd, EtcdCluster};
 use super::floor::{self, Floor};
 use super::load::{Row, closed_loop};
 use super::machine::Counter;
-use super::rig::{COMMAND_SIZE, CONNECTIONS_MAX, cluster, command, connect};
+use super::rig::{COMMAND_SIZE, CONNECTIONS_MAX, LogArguments, cluster, command, connect};
 use super::{Bar, Printing, conclude};
 use crate::local::{LocalCluster, Machine};
 use crate::output::{Progress, table};
@@ -41,9 +41,8 @@ pub(crate) struct CommitArguments {
     /// Seconds of each row
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
-    /// Log of each replica, in MiB. About half of it lies between two checkpoints
-    #[arg(long, default_value_t = 512)]
-    log_mib: u64,
+    #[command(flatten)]
+    log: LogArguments,
     /// Drive three members of etcd alike, in the same run; PATH is the program
     #[arg(long, value_name = "PATH", num_args = 0..=1, default_missing_value = "etcd")]
     etcd: Option<PathBuf>,
@@ -134,7 +133,7 @@ fn measure(arguments: &CommitArguments, etcd: Option<Etcd>, directory: &Path) ->
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let rows = {
         let mut cluster =
-            cluster(directory, arguments.replicas, arguments.log_mib, Machine::Counter, &progress)?;
+            cluster(directory, arguments.replicas, arguments.log.log_mib, Machine::Counter, &progress)?;
         runtime.block_on(chronon_rows(&mut cluster, arguments, time, &progress))?
         // The replicas end here: nobody competes with etcd.
     };

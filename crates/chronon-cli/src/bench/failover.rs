@@ -14,7 +14,7 @@ use serde::Serialize;
 use tokio::sync::Notify;
 
 use super::machine::Counter;
-use super::rig::{cluster, command, connect};
+use super::rig::{LogArguments, cluster, command, connect};
 use super::{Bar, Printing, conclude};
 use crate::demo::receipt::{Kill, failovers};
 use crate::local::{LocalCluster, Machine};
@@ -48,9 +48,8 @@ pub(crate) struct FailoverArguments {
     /// Decides the moments; drawn if not given
     #[arg(long)]
     seed: Option<u64>,
-    /// Log of each replica, in MiB. About half of it lies between two checkpoints
-    #[arg(long, default_value_t = 512)]
-    log_mib: u64,
+    #[command(flatten)]
+    log: LogArguments,
     #[command(flatten)]
     printing: Printing,
 }
@@ -147,7 +146,8 @@ fn measure(arguments: &FailoverArguments, directory: &Path) -> anyhow::Result<Fi
     let progress = Progress::new(u64::from(arguments.kills));
     let seed = arguments.seed.unwrap_or_else(|| u64::from(std::process::id()));
     let kills = arguments.kills;
-    let mut cluster = cluster(directory, arguments.replicas, arguments.log_mib, Machine::Counter, &progress)?;
+    let mut cluster =
+        cluster(directory, arguments.replicas, arguments.log.log_mib, Machine::Counter, &progress)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let load = Load::start(&cluster).await?;

@@ -10,7 +10,7 @@ use chronon_vsr::{BODY_SIZE_MAX, PIPELINE_MAX};
 use serde::Serialize;
 
 use super::machine::Counter;
-use super::rig::{COMMAND_SIZE, CONNECTIONS_MAX, cluster, connect, submit_many};
+use super::rig::{COMMAND_SIZE, CONNECTIONS_MAX, LogArguments, cluster, connect, submit_many};
 use super::{Printing, conclude};
 use crate::local::{LocalCluster, Machine};
 use crate::output::{Progress, table};
@@ -31,9 +31,8 @@ pub(crate) struct MemoryArguments {
     /// Commands, in all
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     commands: u64,
-    /// Log of each replica, in MiB: what it holds is held in memory too
-    #[arg(long, default_value_t = 512)]
-    log_mib: u64,
+    #[command(flatten)]
+    log: LogArguments,
     #[command(flatten)]
     printing: Printing,
 }
@@ -99,7 +98,7 @@ impl Figures {
 }
 
 fn measure(arguments: &MemoryArguments, directory: &Path) -> anyhow::Result<Figures> {
-    let MemoryArguments { replicas, commands, log_mib, .. } = *arguments;
+    let MemoryArguments { replicas, commands, log: LogArguments { log_mib }, .. } = *arguments;
     let progress = Progress::new(commands);
     let mut cluster = cluster(directory, replicas, log_mib, Machine::Counter, &progress)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

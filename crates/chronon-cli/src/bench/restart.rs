@@ -10,7 +10,7 @@ use chronon_bank::{Bank, Command};
 use serde::Serialize;
 
 use super::machine::Counter;
-use super::rig::{CONNECTIONS_MAX, cluster, connect, submit_each, submit_many};
+use super::rig::{CONNECTIONS_MAX, LogArguments, cluster, connect, submit_each, submit_many};
 use super::{Bar, Printing, conclude};
 use crate::local::{LocalCluster, Machine};
 use crate::output::{Progress, table};
@@ -40,9 +40,8 @@ pub(crate) struct RestartArguments {
     /// Accounts of a bank that is restarted too, from a checkpoint that has them all; 0: none
     #[arg(long, default_value_t = 1_000_000)]
     accounts: u64,
-    /// Log of each replica, in MiB. About half of it lies between two checkpoints
-    #[arg(long, default_value_t = 512)]
-    log_mib: u64,
+    #[command(flatten)]
+    log: LogArguments,
     #[command(flatten)]
     printing: Printing,
 }
@@ -101,7 +100,7 @@ impl Figures {
 }
 
 fn measure(arguments: &RestartArguments, directory: &Path) -> anyhow::Result<Figures> {
-    let RestartArguments { replicas, accounts, log_mib, .. } = *arguments;
+    let RestartArguments { replicas, accounts, log: LogArguments { log_mib }, .. } = *arguments;
     let progress = Progress::new(0);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut rows = Vec::new();

@@ -24,6 +24,14 @@ pub(super) const COMMAND_SIZE: usize = 128;
 /// How long a cluster may take to begin, and a command to end.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How much history replicas keep.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(super) struct LogArguments {
+    /// Log of each replica, in MiB: held in memory too, and about half of it lies between two checkpoints
+    #[arg(long, default_value_t = 512)]
+    pub(super) log_mib: u64,
+}
+
 /// A cluster of one of our machines, its replicas running.
 pub(super) fn cluster(
     directory: &Path,
