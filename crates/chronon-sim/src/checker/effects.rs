@@ -202,17 +202,18 @@ impl Effects {
     /// Whether somebody had reason to doubt: a call of unknown end left, or its primary was replaced before it was parked
     /// and may have taken the end of one with it.
     fn was_in_doubt(&self, view: &EffectView, commits: &Commits) -> bool {
+        // What needs no claim may have been started as soon as it was released, and its window may end before its
+        // primary tells that it did not.
+        if !view.contract.claims() {
+            return true;
+        }
         let born = |op| commits.get(op).map(|committed| committed.entry.header().born);
         let unknown = self.seen.get(&view.id).is_some_and(|seen| seen.proved_idle < seen.calls.len());
-        // What is claimed is parked by the end of its attempt; anything else later, by its window or its deadline.
         let decisive = view.attempts.iter().rev().find(|attempt| attempt.decisive);
-        let parked = match decisive.filter(|_| view.contract.claims()) {
-            Some(last) => {
-                let log = commits.log();
-                Op::new(log.partition_point(|it| it.entry.header().timestamp <= last.logged) as u64)
-            }
-            None => commits.head(),
-        };
+        let parked = decisive.map_or(commits.head(), |last| {
+            let log = commits.log();
+            Op::new(log.partition_point(|it| it.entry.header().timestamp <= last.logged) as u64)
+        });
         unknown || born(view.id.op()) != born(parked)
     }
 
