@@ -14,11 +14,16 @@ use crate::event::{Harm, Region};
 use crate::trace::Who;
 use crate::world::index;
 
+/// How many looks at everything on a disk are sure to have seen what was damaged before them. Log and checkpoints are
+/// scrubbed in rounds of their own, of which one may have passed the damage before it was done, in both; a start reads
+/// everything at once.
+pub(crate) const LOOKS_OF_A_START: u64 = 3;
+
 /// Which disks are damaged.
 #[derive(Debug)]
 pub(crate) struct Atlas {
     disks_max: usize,
-    /// How often the disk had been read as a whole when it was last damaged.
+    /// How many looks at the whole disk there had been when it was last damaged.
     damaged: BTreeMap<ReplicaId, u64>,
 }
 
@@ -77,7 +82,7 @@ impl World {
     fn is_whole(&mut self, replica: ReplicaId) -> bool {
         let looks = self.atlas.damaged.get(&replica).copied().unwrap_or(0);
         let machine = &mut self.machines[index(replica)];
-        let read_again = looks < machine.looks;
+        let read_again = looks + LOOKS_OF_A_START <= machine.looks;
         let clean = machine.clean;
         let Some(process) = machine.process.as_mut().filter(|_| read_again && clean) else { return false };
         let log = process.front.replica();

@@ -31,7 +31,7 @@ pub(crate) struct Machine {
     pub(crate) steps: u64,
     /// Its disk was harmed without a look at the atlas: it may refuse to open.
     pub(crate) beyond: bool,
-    /// How often everything on its disk was read: starts, and full rounds of scrubbing.
+    /// Looks at everything on its disk: a round of scrubbing is one, a start is [`LOOKS_OF_A_START`](crate::atlas::LOOKS_OF_A_START).
     pub(crate) looks: u64,
     /// Whether the last start found nothing in the log that it could not read or place.
     pub(crate) clean: bool,

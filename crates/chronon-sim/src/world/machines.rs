@@ -7,6 +7,7 @@ use chronon_node::{Back, Front, Gate};
 use chronon_storage::{Expect, File, Identity, Step, Vault};
 use chronon_vsr::{Duration, Epoch, Member, Membership, Options, RecoveredEntry, Release, Verdict, VsrState};
 
+use crate::atlas::LOOKS_OF_A_START;
 use crate::event::{Event, Fault};
 use crate::process::{Process, Timer};
 use crate::trace::Who;
@@ -74,7 +75,7 @@ impl World {
                 return;
             }
         };
-        machine.looks += 1;
+        machine.looks += LOOKS_OF_A_START;
         let is_intact = |found: &RecoveredEntry| matches!(found.verdict, Verdict::Intact(_));
         machine.clean = recovered.scan_complete
             && recovered.uncertain_from.is_none()
