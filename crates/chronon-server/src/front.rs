@@ -64,6 +64,8 @@ pub(crate) enum Ask {
 #[derive(Clone, Debug)]
 pub(crate) struct FrontReport {
     pub(crate) status: FrontStatus,
+    /// Whether those are reached without whom it can answer nothing: a backup's primary, a primary's quorum.
+    pub(crate) in_touch: bool,
     /// Requests that nobody has an answer to yet.
     pub(crate) unanswered: usize,
     /// This replica's part of `GET /v1/cluster`.
@@ -325,8 +327,15 @@ impl FrontThread {
                 self.handle(FrontInput::Query { token, query: Vec::new(), consistency, deadline });
             }
             Ask::Status(sender) => {
+                let status = self.front.borrow().status();
+                let in_touch = match status.role {
+                    Role::Primary { .. } => self.peers.reaches_a_quorum(),
+                    Role::Backup { primary, .. } => self.peers.reaches(primary),
+                    Role::Changing { .. } => false,
+                };
                 let report = FrontReport {
-                    status: self.front.borrow().status(),
+                    status,
+                    in_touch,
                     unanswered: self.waiters.borrow().len(),
                     json: self.status_json(),
                 };

@@ -6,7 +6,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chronon_vsr::{ClusterId, DecodeError, MESSAGE_HEADER_SIZE, Message, Prng, Recipients, ReplicaId};
+use chronon_vsr::{
+    ClusterId, DecodeError, MESSAGE_HEADER_SIZE, Message, Prng, Quorums, Recipients, ReplicaId,
+};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -105,6 +107,17 @@ impl Peers {
     /// How many links are up.
     pub(crate) fn connected(&self) -> usize {
         self.links.values().filter(|link| link.connected.get()).count()
+    }
+
+    /// Whether there is a link to a peer.
+    pub(crate) fn reaches(&self, peer: ReplicaId) -> bool {
+        self.links.get(&peer).is_some_and(|link| link.connected.get())
+    }
+
+    /// Whether a primary here reaches as many voters as it takes to commit.
+    pub(crate) fn reaches_a_quorum(&self) -> bool {
+        let reached = self.voters.iter().filter(|voter| self.reaches(**voter)).count();
+        Quorums::of(self.voters.len() + 1).replication <= reached + 1
     }
 
     /// Dials a peer for ever and sends what is queued for it.

@@ -83,7 +83,7 @@ pub(super) async fn healthz(State(api): State<Arc<Api>>) -> Result<&'static str,
     }
 }
 
-/// `GET /readyz`: this replica takes part, knows a primary, and could serve every sink.
+/// `GET /readyz`: this replica takes part, reaches its primary or leads a quorum, and could serve every sink.
 pub(super) async fn readyz(State(api): State<Arc<Api>>) -> Result<&'static str, Problem> {
     let report = api.front.report().await.ok_or_else(gone)?;
     let not_ready = |detail: String| Problem::new(503, "not_ready", detail);
@@ -96,6 +96,9 @@ pub(super) async fn readyz(State(api): State<Arc<Api>>) -> Result<&'static str, 
             return Err(not_ready("the primary has not reached its first commit point".to_owned()));
         }
         Role::Changing { .. } => return Err(not_ready("no primary is known".to_owned())),
+    }
+    if !report.in_touch {
+        return Err(not_ready("the primary, or a quorum of its backups, is not reached".to_owned()));
     }
     let look = |engine: &dyn Engine| engine.sinks();
     let sinks = api.front.look(Consistency::Local, READY_PATIENCE, look).await.map_err(Problem::of_answer)?;

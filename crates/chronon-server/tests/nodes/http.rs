@@ -121,4 +121,10 @@ async fn the_cluster_shows_every_replica_and_one_primary() {
         shown["replicas"][1]["unreachable"].is_string()
     })
     .await;
+    cluster.stop_one(2).await;
+    eventually("a replica that is left alone is not ready", async || {
+        cluster.http(0, "GET", "/readyz", "", "").await.status == 503
+    })
+    .await;
+    assert_eq!(cluster.http(0, "GET", "/healthz", "", "").await.status, 200);
 }
