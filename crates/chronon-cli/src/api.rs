@@ -97,7 +97,11 @@ impl Api {
             (title, "") => title.to_owned(),
             (title, detail) => format!("{title}: {detail}"),
         };
-        anyhow::bail!("{words} [{code}, status {}]", status.as_u16())
+        let again = match (code, part("key")) {
+            ("indeterminate", key) if !key.is_empty() => format!("; repeat it with --key {key}"),
+            (_, _) => String::new(),
+        };
+        anyhow::bail!("{words} [{code}, status {}]{again}", status.as_u16())
     }
 }
 

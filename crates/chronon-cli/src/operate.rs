@@ -26,9 +26,13 @@ pub(crate) struct Reach {
     json: bool,
 }
 
+/// How long after its time a replica may say that it had too little of it.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
+
 impl Reach {
     pub(crate) fn call(&self, call: Call) -> anyhow::Result<Value> {
-        let api = Api::new(&self.api, Duration::from_secs(self.timeout));
+        // The replica is told the same time, and what it says at the end of it is worth waiting for.
+        let api = Api::new(&self.api, Duration::from_secs(self.timeout).saturating_add(ANSWER_PATIENCE));
         tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(api.call(call))
     }
 
@@ -211,7 +215,8 @@ pub(crate) fn submit(arguments: &SubmitArguments) -> anyhow::Result<ExitCode> {
 
 pub(crate) fn query(arguments: &QueryArguments) -> anyhow::Result<ExitCode> {
     let body = Some(json_argument(&arguments.query, "the query")?);
-    let path = format!("/v1/queries?consistency={}", escaped(&arguments.consistency));
+    let (consistency, timeout) = (escaped(&arguments.consistency), arguments.reach.timeout);
+    let path = format!("/v1/queries?consistency={consistency}&timeout={timeout}s");
     let answer = arguments.reach.call(Call { method: Method::POST, path, headers: Vec::new(), body })?;
     arguments.reach.print(&answer, |answer| format!("op {}  {}", text(&answer["op"]), answer["answer"]))
 }

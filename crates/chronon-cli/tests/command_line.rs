@@ -227,6 +227,20 @@ async fn a_port_in_use_and_a_data_directory_in_use_are_told() {
 }
 
 #[test]
+fn a_replica_without_a_quorum_says_so_within_the_time_that_it_has() {
+    let mut cluster = Cluster::init("alone", 3);
+    cluster.start(0);
+    let api = cluster.api_of(0).to_owned();
+    while !chronon(&["status", "--api", &api]).status.success() {
+        assert_eq!(cluster.ended(0), None, "{}", cluster.printed(0));
+    }
+    for arguments in [["submit", r#"{"open":{"account":1,"balance":1}}"#], ["query", r#""totals""#]] {
+        let error = refused(&[&arguments[..], &["--timeout", "1", "--api", &api]].concat());
+        assert!(error.contains("not executed"), "{error}");
+    }
+}
+
+#[test]
 fn nobody_at_the_api_is_told_with_what_to_do() {
     let error = refused(&["status", "--api", "http://127.0.0.1:1"]);
     assert!(error.contains("no replica is reached") && error.contains("--api"), "{error}");
