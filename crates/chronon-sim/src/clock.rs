@@ -2,7 +2,7 @@
 
 use chronon_vsr::{Duration, Instant, Now, Timestamp};
 
-/// Where the wall clocks of a run start: 2026-01-01T00:00:00Z.
+/// Where the wall clocks of a run start unless a story says otherwise: 2026-01-01T00:00:00Z.
 pub const WALL_START: Timestamp = Timestamp::from_nanos(1_767_225_600_000_000_000);
 
 /// The clocks of one machine. World time is the truth; the machine never sees it.
@@ -10,6 +10,8 @@ pub const WALL_START: Timestamp = Timestamp::from_nanos(1_767_225_600_000_000_00
 pub(crate) struct MachineClock {
     /// What the monotonic clock said at world time zero. Another after every boot.
     boot: u64,
+    /// What the world's wall clock said at world time zero.
+    start: u64,
     /// How much faster than the world its clocks run, in parts per million.
     drift_ppm: i64,
     /// How far its wall clock is from the world's, in nanoseconds.
@@ -17,16 +19,16 @@ pub(crate) struct MachineClock {
 }
 
 impl MachineClock {
-    /// Clocks that were `boot` old at world time zero, run `drift_ppm` fast and are `skew` nanoseconds off.
-    pub(crate) fn new(boot: Duration, drift_ppm: i64, skew: i64) -> MachineClock {
+    /// Clocks that were `boot` old at world time zero, when it was `start`, run `drift_ppm` fast and are `skew` nanoseconds off.
+    pub(crate) fn new(boot: Duration, start: Timestamp, drift_ppm: i64, skew: i64) -> MachineClock {
         let boot = u64::try_from(boot.as_nanos()).unwrap_or(u64::MAX / 4);
-        MachineClock { boot, drift_ppm, skew }
+        MachineClock { boot, start: start.nanos(), drift_ppm, skew }
     }
 
     /// What the clocks say at a world time.
     pub(crate) fn now(&self, world: Instant) -> Now {
         let elapsed = self.elapsed(world);
-        let wall = WALL_START.nanos().saturating_add(elapsed).saturating_add_signed(self.skew);
+        let wall = self.start.saturating_add(elapsed).saturating_add_signed(self.skew);
         Now { monotonic: Instant::from_nanos(self.boot + elapsed), wall: Timestamp::from_nanos(wall) }
     }
 
@@ -69,7 +71,7 @@ mod tests {
     #[test]
     fn the_world_time_of_a_deadline_is_the_first_at_which_the_clock_shows_it() {
         for drift in [-1000, -1, 0, 1, 333] {
-            let clock = MachineClock::new(Duration::from_secs(77), drift, 5);
+            let clock = MachineClock::new(Duration::from_secs(77), WALL_START, drift, 5);
             for local in [77_000_000_000_u64, 77_000_000_001, 77_123_456_789, 99_999_999_999] {
                 let world = clock.world(Instant::from_nanos(local)).unwrap();
                 assert!(local <= clock.now(world).monotonic.nanos());
@@ -79,6 +81,6 @@ mod tests {
                 }
             }
         }
-        assert_eq!(MachineClock::new(Duration::ZERO, 0, 0).world(Instant::NEVER), None);
+        assert_eq!(MachineClock::new(Duration::ZERO, WALL_START, 0, 0).world(Instant::NEVER), None);
     }
 }

@@ -1,9 +1,9 @@
 //! Everything that shapes a run besides its seed.
 
 use chronon_node::FrontLimits;
-use chronon_vsr::{Duration, Mutations, Ring, Timing, VOTERS_MAX};
+use chronon_vsr::{Duration, Epoch, Mutations, Ring, Stamp, Timestamp, Timing, VOTERS_MAX};
 
-use crate::{ClientConfig, DiskConfig, NetworkConfig, SinkBehaviour, TraceMode};
+use crate::{ClientConfig, DiskConfig, NetworkConfig, SinkBehaviour, TraceMode, WALL_START};
 
 /// The configuration of a world. A run is a function of this, the seed, the workload and the code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +34,10 @@ pub struct Config {
     pub mutations: Mutations,
     /// Machines' clocks run at most this much too fast or too slow, in parts per million.
     pub drift_ppm_max: u32,
+    /// What the world's wall clock says at world time zero.
+    pub wall_start: Timestamp,
+    /// The stamp that the replicas are formatted with. Beyond its epoch's first view they are about to change to it.
+    pub stamp: Stamp,
     /// Machines' wall clocks start at most this far off.
     pub skew_max: Duration,
     /// Sinks remember keys this much longer than their contracts say: windows are reckoned in log time, which keeps pace
@@ -91,6 +95,8 @@ impl Config {
             },
             mutations: Mutations::NONE,
             drift_ppm_max: 0,
+            wall_start: WALL_START,
+            stamp: Stamp::first(Epoch::new(0)),
             skew_max: Duration::ZERO,
             window_slack: Duration::ZERO,
             reset_after: Some(Duration::from_millis(1)),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 /// Events that every batch of [`BATCH_MIN`] seeds of the default swarm reaches: those of the protocol by the name of their
 /// [`chronon_vsr::Event`], the others by names of their own.
-pub const EXPECTED: [&str; 36] = [
+pub const EXPECTED: [&str; 37] = [
     "Abdicated",
     "Busy",
     "CheckpointDurable",
@@ -25,6 +25,7 @@ pub const EXPECTED: [&str; 36] = [
     "LogTruncated",
     "LogWrapped",
     "MessageDropped",
+    "PerformanceCompared",
     "PrimaryStarted",
     "ProbedTooEarly",
     "ReadRoundConfirmed",

@@ -108,7 +108,7 @@ impl World {
                 id: ReplicaId::new(number as u8),
                 disk_id: DiskId::new(u128::from(prng.next_u64()) << 8 | number as u128),
                 disk: SimDisk::new(config.disk, prng.fork()),
-                clock: MachineClock::new(boot, drift, skew),
+                clock: MachineClock::new(boot, config.wall_start, drift, skew),
                 life: 0,
                 process: None,
                 paused: false,

@@ -23,6 +23,8 @@ pub struct Completed {
     pub invoked: Instant,
     /// When the answer came, in world time.
     pub completed: Instant,
+    /// How often it was sent.
+    pub attempts: u32,
     /// The op that decided it or that the answer reflects.
     pub op: Op,
     /// The answer.
@@ -159,6 +161,7 @@ impl History {
         self.floor.0 = self.floor.0.max(op);
         self.begun.remove(&call.id);
         self.completed.push(Completed {
+            attempts: call.attempts,
             call: call.id,
             kind: call.kind.clone(),
             invoked: call.invoked,

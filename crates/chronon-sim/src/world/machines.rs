@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use chronon_kernel::{Answer, EngineOptions, Lineage};
 use chronon_node::{Back, Front, Gate};
 use chronon_storage::{Expect, File, Identity, Step, Vault};
-use chronon_vsr::{Duration, Epoch, Member, Membership, Options, RecoveredEntry, Release, Verdict, VsrState};
+use chronon_vsr::{Duration, Member, Membership, Options, RecoveredEntry, Release, Verdict, VsrState};
 
 use crate::atlas::LOOKS_OF_A_START;
 use crate::event::{Event, Fault};
@@ -18,7 +18,8 @@ impl World {
     pub(super) fn format(&mut self) {
         let voters =
             self.machines.iter().map(|machine| Member { replica: machine.id, disk: machine.disk_id });
-        let membership = Membership { epoch: Epoch::new(0), voters: voters.collect(), learners: Vec::new() };
+        let membership =
+            Membership { epoch: self.config.stamp.epoch, voters: voters.collect(), learners: Vec::new() };
         let root = membership.root(self.cluster, self.lineage);
         for machine in &mut self.machines {
             let identity = Identity {
@@ -29,7 +30,8 @@ impl World {
             };
             // Formatting is done before the world begins, on a disk that does not fail yet.
             machine.disk.set_config(crate::DiskConfig { error_chance: 0, ..self.config.disk });
-            let state = VsrState::format(membership.clone(), root);
+            let mut state = VsrState::format(membership.clone(), root);
+            state.stamp = self.config.stamp;
             chronon_storage::format(&mut machine.disk, identity, state, self.config.ring)
                 .expect("an empty disk can be formatted");
             machine.disk.set_config(self.config.disk);

@@ -6,6 +6,7 @@ mod clients;
 mod disk;
 mod effects;
 mod laggards;
+mod limits;
 mod partitions;
 mod seeds;
 mod sizes;
