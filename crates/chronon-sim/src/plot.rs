@@ -438,8 +438,13 @@ impl Stage<'_> {
             if let Some(covered) = covered {
                 self.world.rot_entry(victim, covered.next());
             }
-            self.kill(primary, 500, 1_500);
+            self.kill(primary, 900, 1_900);
             self.world.inflict(Fault::Start(victim));
+            // It is to follow: only then does it vote for what others prepare.
+            let leads = |world: &World| world.leaders().next().is_some();
+            if self.until(PATIENCE, leads)? && self.world.leaders().last() == Some(victim) {
+                self.world.inflict(Fault::StepDown(victim));
+            }
             self.run(Duration::from_millis(500))?;
         }
         self.world.inflict(Fault::DiskFull(victim, false));

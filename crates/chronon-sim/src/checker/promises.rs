@@ -36,6 +36,8 @@ struct Told {
     decided: Stamp,
     /// What its superblock holds for certain.
     kept: Kept,
+    /// The log that it had adopted when it was opened: of that view it is no primary any more.
+    opened: Stamp,
     /// Superblocks asked for in this life and not yet reported.
     asked: BTreeMap<WriteNumber, Kept>,
     /// Entries asked for in this life and not yet reported.
@@ -75,6 +77,7 @@ impl Default for Told {
         Told {
             decided: FIRST,
             kept: Kept { stamp: FIRST, log_stamp: FIRST },
+            opened: FIRST,
             asked: BTreeMap::new(),
             appended: BTreeMap::new(),
             spoke: FIRST,
@@ -171,6 +174,7 @@ impl Promises {
         }
         told.decided = state.stamp;
         told.kept = Kept::of(state);
+        told.opened = told.kept.log_stamp;
         told.asked.clear();
         told.appended.clear();
         for found in recovered.entries.iter().filter(|found| matches!(found.verdict, Verdict::Intact(_))) {
@@ -217,7 +221,8 @@ impl Promises {
     pub(crate) fn on_superblock_heard(&self, id: ReplicaId) -> Result<(), Violation> {
         let Some(told) = self.told.get(&id) else { return Ok(()) };
         let Kept { stamp, log_stamp } = told.kept;
-        let leads = stamp == log_stamp && self.primary(stamp) == id && told.decided == stamp;
+        let adopted = stamp == log_stamp && told.opened < stamp;
+        let leads = adopted && self.primary(stamp) == id && told.decided == stamp;
         if leads && 1 < self.voters && stamp.view.value() != 0 && !self.chains.contains_key(&stamp) {
             let what = format!("R{id} holds the log of {stamp} durably and does not begin its view");
             return Err(Violation::new(Checker::Liveness, what));
