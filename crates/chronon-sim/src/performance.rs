@@ -76,8 +76,10 @@ pub(crate) fn compare(world: &mut World, prng: &mut Prng) -> Result<(), Violatio
     // at times a tick and a timer.
     let pause = if how == SLOWLY { PAUSE_MAX } else { Duration::ZERO };
     let most_p50 = healthy.p50 * 5 / 4 + 3 * flush + 3 * pause + CHANCE;
-    let most_p99 = 2 * healthy.p99 + 3 * flush + 6 * pause + config.pace.checkpoint + 10 * CHANCE;
-    if most_p50 < impaired.p50 || most_p99 < impaired.p99 {
+    let most_p99 = 2 * healthy.p99 + 3 * flush + config.pace.checkpoint + 10 * CHANCE;
+    // How long the slowest of a few answers waits for a ring of a few ops to turn, with everybody waiting for the slowest
+    // voter, says nothing.
+    if most_p50 < impaired.p50 || (how != SLOWLY && most_p99 < impaired.p99) {
         let what = format!(
             "with R{backup} {how} commands take {impaired:?}; healthy they took {healthy:?}, and a flush takes {flush:?}"
         );

@@ -164,6 +164,7 @@ impl Replica {
                 return self.halt(op);
             }
             assert!(self.committed_out < op);
+            self.pass_over_what_is_gone();
             self.install(checkpoint);
             self.event(Event::Synced { op });
             self.link_commit();
@@ -196,10 +197,19 @@ impl Replica {
         let start = self.recyclable(Some(self.log.checkpoint().entry.op));
         if self.log.start() < start {
             self.log.release(start);
+            self.pass_over_what_is_gone();
             if core::mem::take(&mut self.wal.refused) {
                 self.append_unwritten();
             }
         }
+    }
+
+    /// An entry that was to be written next may be gone: executed without room for it in the ring, and covered by a
+    /// checkpoint since. A restart begins above that, so nothing needs it, and what comes after is written.
+    fn pass_over_what_is_gone(&mut self) {
+        let start = self.log.start();
+        self.wal.next = self.wal.next.max(start);
+        self.wal.through = self.wal.through.max(start.previous().unwrap_or(Op::ROOT));
     }
 
     /// The lowest op that the ring must keep.
