@@ -89,6 +89,12 @@ impl Back {
                 return self.outputs.push_back(BackOutput::Freeze(entry));
             }
             BackInput::Front(ToBack::Install(checkpoint)) => {
+                let Checkpoint { entry: OpRef { op, .. }, digest, .. } = checkpoint;
+                // Asked for again when its chunks were mended, while the engine from the first time was on its way here.
+                if op <= self.engine.applied() {
+                    let installed = ToFront::Installed { applied: Applied { op, digest } };
+                    return self.outputs.push_back(BackOutput::Front(installed));
+                }
                 self.installing = Some(checkpoint);
                 return self.outputs.push_back(BackOutput::Install(checkpoint));
             }
