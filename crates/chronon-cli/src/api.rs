@@ -17,6 +17,9 @@ pub(crate) const ADDRESS_VARIABLE: &str = "CHRONON_API";
 /// Where `chronon init` lets the first replica listen.
 pub(crate) const ADDRESS_DEFAULT: &str = "http://127.0.0.1:7102";
 
+/// The header that makes a repeat the same command.
+pub(crate) const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
 /// The HTTP API of a cluster: several replicas, any of which answers.
 #[derive(Clone, Debug)]
 pub(crate) struct Api {
@@ -82,9 +85,15 @@ impl Api {
     }
 
     async fn ask(&self, stream: TcpStream, base: &str, call: Call) -> anyhow::Result<Value> {
-        let answered = tokio::time::timeout(self.timeout, exchange(stream, base, call));
+        // Whoever hears nothing has this key and nothing else to find out what became of it.
+        let key = call.headers.iter().find(|(name, _)| *name == IDEMPOTENCY_KEY);
+        let again = key.map(|(_, key)| format!("; it may have been executed: repeat it with --key {key}"));
+        let again = again.unwrap_or_default();
+        let answered = tokio::time::timeout(self.timeout, exchange(stream, base, call)).await;
+        let answered = answered
+            .map_err(|_| anyhow::anyhow!("{base} did not answer within {:?}{again}", self.timeout))?;
         let (status, body) =
-            answered.await.with_context(|| format!("{base} did not answer within {:?}", self.timeout))??;
+            answered.map_err(|error| anyhow::anyhow!("{base} gave no answer: {error:#}{again}"))?;
         let parsed: Option<Value> = serde_json::from_slice(&body).ok();
         if status.is_success() {
             return parsed.with_context(|| format!("{base} answered what is no JSON: {}", shown(&body)));

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use hyper::Method;
 use serde_json::{Map, Value, json};
 
-use crate::api::{ADDRESS_DEFAULT, Api, Call};
+use crate::api::{ADDRESS_DEFAULT, Api, Call, IDEMPOTENCY_KEY};
 use crate::desk;
 use crate::output::table;
 
@@ -62,7 +62,7 @@ pub(crate) struct StatusArguments {
 pub(crate) struct SubmitArguments {
     /// The command as JSON; `-` reads it from standard input
     command: String,
-    /// Idempotency key: a repeat under the same key is the same command
+    /// Idempotency key: a repeat under the same key is the same command. Without one, one is drawn
     #[arg(long)]
     key: Option<String>,
     #[command(flatten)]
@@ -199,7 +199,9 @@ pub(crate) fn status(arguments: &StatusArguments) -> anyhow::Result<ExitCode> {
 }
 
 pub(crate) fn submit(arguments: &SubmitArguments) -> anyhow::Result<ExitCode> {
-    let headers = arguments.key.iter().map(|key| ("idempotency-key", key.clone())).collect();
+    // Drawn here and not by the replica: should no answer come, the key is known all the same.
+    let key = arguments.key.clone().map_or_else(drawn_key, Ok)?;
+    let headers = vec![(IDEMPOTENCY_KEY, key)];
     let body = Some(json_argument(&arguments.command, "the command")?);
     let path = format!("/v1/commands?timeout={}s", arguments.reach.timeout);
     let answer = arguments.reach.call(Call { method: Method::POST, path, headers, body })?;
@@ -211,6 +213,15 @@ pub(crate) fn submit(arguments: &SubmitArguments) -> anyhow::Result<ExitCode> {
         }
         shown
     })
+}
+
+/// 128 bits that nobody can guess, in hexadecimal.
+fn drawn_key() -> anyhow::Result<String> {
+    let mut bytes = [0; 16];
+    let drawn = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .context("the operating system gave no random bits")?;
+    anyhow::ensure!(drawn == bytes.len(), "the operating system gave too few random bits");
+    Ok(format!("{:032x}", u128::from_le_bytes(bytes)))
 }
 
 pub(crate) fn query(arguments: &QueryArguments) -> anyhow::Result<ExitCode> {

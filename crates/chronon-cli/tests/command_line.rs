@@ -245,3 +245,26 @@ fn nobody_at_the_api_is_told_with_what_to_do() {
     let error = refused(&["status", "--api", "http://127.0.0.1:1"]);
     assert!(error.contains("no replica is reached") && error.contains("--api"), "{error}");
 }
+
+/// A replica that takes a command and dies before it answers: the key is what is left to find out what became of it.
+#[test]
+fn a_command_whose_answer_never_comes_is_told_the_key_to_repeat_it_under() {
+    for given in [None, Some("mine")] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let api = format!("http://{}", listener.local_addr().unwrap());
+        let replica = std::thread::spawn(move || {
+            let (mut caller, _) = listener.accept().unwrap();
+            let mut request = [0; 4096];
+            let read = std::io::Read::read(&mut caller, &mut request).unwrap();
+            String::from_utf8_lossy(&request[..read]).to_lowercase()
+        });
+        let key = given.map_or(vec![], |key| vec!["--key", key]);
+        let error = refused(&[&["submit", r#"{"Open": {}}"#, "--api", &api][..], &key].concat());
+        let request = replica.join().unwrap();
+        let (_, told) = error.split_once("repeat it with --key ").unwrap_or_else(|| panic!("{error}"));
+        let told = told.split_whitespace().next().unwrap();
+        assert!(request.contains(&format!("idempotency-key: {told}")), "{told}: {request}");
+        assert!(given.is_none_or(|given| given == told), "{error}");
+        assert_eq!(told.len(), given.map_or(32, str::len), "{error}");
+    }
+}
