@@ -69,7 +69,7 @@ pub struct SinkBehaviour {
     /// A gateway in front of it says no for good, and nobody has looked for the key.
     pub gateway: u32,
     /// A store dies in the middle of a transaction. Of this one it keeps all or nothing, of the others under way
-    /// nothing; it is back within [`DOWN_MAX`], and whoever waited was cut off.
+    /// nothing; it is back within 300 ms, and whoever waited was cut off.
     pub die: u32,
     /// The longest that a late act takes.
     pub late_max: Duration,
