@@ -12,6 +12,7 @@ pub(crate) enum End {
     Permanent,
     InProgress,
     NotFound,
+    NotFoundTooSoon,
 }
 
 impl End {
@@ -24,6 +25,7 @@ impl End {
             Ended::Permanent { .. } => End::Permanent,
             Ended::InProgress { .. } => End::InProgress,
             Ended::NotFound { .. } => End::NotFound,
+            Ended::NotFoundTooSoon { .. } => End::NotFoundTooSoon,
         }
     }
 
@@ -35,7 +37,7 @@ impl End {
             End::Ambiguous => "ambiguous",
             End::Permanent => "permanent",
             End::InProgress => "in_progress",
-            End::NotFound => "not_found",
+            End::NotFound | End::NotFoundTooSoon => "not_found",
         }
     }
 }
@@ -110,7 +112,7 @@ fn judge_call(known: Known, end: End) -> Verdict {
         },
         // "Not found" answers a question that a call does not ask: nothing can be concluded. "In progress" means that
         // a call under our key may act yet.
-        End::Ambiguous | End::InProgress | End::NotFound => match known.contract {
+        End::Ambiguous | End::InProgress | End::NotFound | End::NotFoundTooSoon => match known.contract {
             Contract::Transactional | Contract::Idempotent { .. } | Contract::AtLeastOnce => {
                 Verdict::CallAgain(Doubt::Possible)
             }
@@ -127,7 +129,7 @@ fn judge_probe(known: Known, end: End) -> Verdict {
         // The sink won't be asked; whether the call landed stays unknown.
         End::Permanent => Verdict::Park(Parked::InDoubt),
         End::NotFound if known.settled_down => Verdict::CallAgainProved,
-        End::NotFound => Verdict::AskWhenSettled,
+        End::NotFound | End::NotFoundTooSoon => Verdict::AskWhenSettled,
         End::Definite | End::Ambiguous | End::InProgress => Verdict::AskAgain,
     }
 }
@@ -137,7 +139,7 @@ mod tests {
     use super::*;
     use core::time::Duration;
 
-    const ENDS: [End; 7] = [
+    const ENDS: [End; 8] = [
         End::Delivered,
         End::Unreadable,
         End::Definite,
@@ -145,6 +147,7 @@ mod tests {
         End::Permanent,
         End::InProgress,
         End::NotFound,
+        End::NotFoundTooSoon,
     ];
 
     fn contracts() -> [Contract; 6] {
@@ -167,18 +170,18 @@ mod tests {
         let ambiguous = CallAgain(Doubt::Possible);
         // Columns as in ENDS; rows as in contracts(), first without and then with an earlier call of unknown end.
         let table = [
-            [Deliver, doubt, definite, ambiguous, Fail, ambiguous, ambiguous],
-            [Deliver, doubt, definite, ambiguous, Fail, ambiguous, ambiguous],
-            [Deliver, doubt, definite, ambiguous, Fail, ambiguous, ambiguous],
-            [Deliver, doubt, definite, Ask, Fail, Ask, Ask],
-            [Deliver, doubt, definite, doubt, Fail, doubt, doubt],
-            [Deliver, doubt, definite, ambiguous, Fail, ambiguous, ambiguous],
-            [Deliver, doubt, definite, ambiguous, Fail, ambiguous, ambiguous],
-            [Deliver, doubt, definite, ambiguous, Fail, ambiguous, ambiguous],
-            [Deliver, doubt, definite, ambiguous, doubt, ambiguous, ambiguous],
-            [Deliver, doubt, definite, Ask, doubt, Ask, Ask],
-            [Deliver, doubt, definite, doubt, doubt, doubt, doubt],
-            [Deliver, doubt, definite, ambiguous, doubt, ambiguous, ambiguous],
+            [Deliver, doubt, definite, ambiguous, Fail, ambiguous, ambiguous, ambiguous],
+            [Deliver, doubt, definite, ambiguous, Fail, ambiguous, ambiguous, ambiguous],
+            [Deliver, doubt, definite, ambiguous, Fail, ambiguous, ambiguous, ambiguous],
+            [Deliver, doubt, definite, Ask, Fail, Ask, Ask, Ask],
+            [Deliver, doubt, definite, doubt, Fail, doubt, doubt, doubt],
+            [Deliver, doubt, definite, ambiguous, Fail, ambiguous, ambiguous, ambiguous],
+            [Deliver, doubt, definite, ambiguous, Fail, ambiguous, ambiguous, ambiguous],
+            [Deliver, doubt, definite, ambiguous, Fail, ambiguous, ambiguous, ambiguous],
+            [Deliver, doubt, definite, ambiguous, doubt, ambiguous, ambiguous, ambiguous],
+            [Deliver, doubt, definite, Ask, doubt, Ask, Ask, Ask],
+            [Deliver, doubt, definite, doubt, doubt, doubt, doubt, doubt],
+            [Deliver, doubt, definite, ambiguous, doubt, ambiguous, ambiguous, ambiguous],
         ];
         let rows =
             [Doubt::None, Doubt::Possible].into_iter().flat_map(|doubt| contracts().map(|it| (it, doubt)));

@@ -9,7 +9,10 @@ use std::collections::{BTreeMap, VecDeque};
 use chronon_vsr::{Duration, Instant, Mutation, Mutations, Now, Op, Prng, Stamp, Timestamp};
 
 use crate::view::{ClaimState, Order, Reported};
-use crate::{Attempt, AttemptEnd, AttemptNumber, EffectId, EffectKey, Ended, Engine, OutcomeReport, Request};
+use crate::{
+    Attempt, AttemptEnd, AttemptKind, AttemptNumber, EffectId, EffectKey, Ended, Engine, OutcomeReport,
+    Request,
+};
 
 /// What a dispatcher is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +64,10 @@ pub struct Dispatcher {
     running: BTreeMap<EffectId, AttemptNumber>,
     /// Claims proposed in this reign and not seen, by the order that they are for.
     claims: BTreeMap<EffectId, u64>,
+    /// What this reign asks about.
+    asking: BTreeMap<EffectId, Asking>,
+    /// How many of them were still asked about when they were last looked through.
+    asking_kept: usize,
     /// Ends that the log does not hold, of this reign and of earlier ones.
     ends: BTreeMap<Reported, OutcomeReport>,
     /// What to look at again, and when.
@@ -70,6 +77,17 @@ pub struct Dispatcher {
     tick: Option<Ticked>,
     outputs: VecDeque<DispatcherOutput>,
     wait: Instant,
+}
+
+/// A call that probes ask about. Log time may jump past a probe's `settle` while the call is still under way, so a "no"
+/// is proof only if this primary's own clock says so too.
+#[derive(Clone, Copy, Debug)]
+struct Asking {
+    call: AttemptNumber,
+    /// From when on a "no" is proof.
+    firm: Instant,
+    /// When the newest probe was handed out.
+    asked: Instant,
 }
 
 /// A tick that was proposed.
@@ -120,6 +138,8 @@ impl Dispatcher {
             reports_seen: 0,
             running: BTreeMap::new(),
             claims: BTreeMap::new(),
+            asking: BTreeMap::new(),
+            asking_kept: 0,
             ends: BTreeMap::new(),
             again: BTreeMap::new(),
             again_count: 0,
@@ -179,6 +199,8 @@ impl Dispatcher {
         if serving.is_some() && self.reign != serving {
             self.reign = serving;
             self.running.clear();
+            self.asking.clear();
+            self.asking_kept = 0;
         }
     }
 
@@ -233,9 +255,47 @@ impl Dispatcher {
                 if self.mutations.breaks(Mutation::NewKeyPerAttempt) {
                     attempt.key = EffectKey::of_attempt(&attempt.key, attempt.number, stamp);
                 }
+                if attempt.kind == AttemptKind::Probe {
+                    self.note_probe(now, order.effect, engine);
+                }
                 self.running.insert(order.effect, attempt.number);
                 self.outputs.push_back(DispatcherOutput::Start(attempt));
             }
+        }
+    }
+
+    /// Notes when a probe is handed out, and from when on its "no" is proof.
+    fn note_probe(&mut self, now: Now, effect: EffectId, engine: &dyn Engine) {
+        let Some(asked) = engine.asked(effect) else { return };
+        match self.asking.get_mut(&effect) {
+            Some(asking) if asking.call == asked.call => asking.asked = now.monotonic,
+            _ => {
+                // What nobody asks about any more goes, each time that there is twice as much.
+                if 2 * self.asking_kept < self.asking.len() {
+                    self.asking.retain(|effect, asking| {
+                        engine.asked(*effect).is_some_and(|asked| asked.call == asking.call)
+                    });
+                    self.asking_kept = self.asking.len();
+                }
+                let firm = now.monotonic + asked.firm_after;
+                self.asking.insert(effect, Asking { call: asked.call, firm, asked: now.monotonic });
+            }
+        }
+    }
+
+    /// A "no" that came too soon by this primary's own clock says so in the log.
+    fn doubt_too_soon(&self, effect: EffectId, stamp: Stamp, ended: Ended) -> Ended {
+        match (ended, self.asking.get(&effect)) {
+            (Ended::NotFound { mut evidence }, Some(asking))
+                if self.reign == Some(stamp)
+                    && asking.asked < asking.firm
+                    && !self.mutations.breaks(Mutation::ProbeFirmByLogTime) =>
+            {
+                let wait = asking.firm.since(asking.asked);
+                evidence.0.insert_str(0, &format!("asked {wait:?} too soon for a firm no; "));
+                Ended::NotFoundTooSoon { wait, evidence }
+            }
+            (ended, _) => ended,
         }
     }
 
@@ -250,7 +310,7 @@ impl Dispatcher {
     fn end(&mut self, now: Now, effect: EffectId, number: AttemptNumber, stamp: Stamp, end: AttemptEnd) {
         match end {
             AttemptEnd::Ended(ended) => {
-                let ended = within_an_op(ended);
+                let ended = within_an_op(self.doubt_too_soon(effect, stamp, ended));
                 let report = OutcomeReport {
                     effect,
                     attempt: number,

@@ -2,7 +2,9 @@
 
 use chronon_vsr::{Digest, Mutations, Op, Stamp, Timestamp};
 
-use crate::view::{ActView, EffectFilter, EffectView, EngineStatus, KeyView, Order, Reported, SinkView};
+use crate::view::{
+    ActView, Asked, EffectFilter, EffectView, EngineStatus, KeyView, Order, Reported, SinkView,
+};
 use crate::{Attempt, EffectId, Frozen, Limits, Lineage, RequestResult, RestoreError, SinkName};
 
 /// A committed op as the kernel executes it.
@@ -103,6 +105,9 @@ pub trait Engine: Send + Sync + core::fmt::Debug {
 
     /// For the dispatcher: the attempt that this order asks for, as the primary of `stamp` would start it.
     fn attempt(&self, order: &Order, stamp: Stamp) -> Option<Attempt>;
+
+    /// For the dispatcher: what is asked about, if the effect's next attempt is a probe.
+    fn asked(&self, effect: EffectId) -> Option<Asked>;
 
     /// For the dispatcher: whether the log holds a claim of an older stamp that nothing has resolved yet.
     fn holds_claims_older_than(&self, stamp: Stamp) -> bool;

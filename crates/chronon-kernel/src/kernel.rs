@@ -16,7 +16,9 @@ use crate::reports::Reports;
 use crate::sessions::{Known, Sessions};
 use crate::state::Fold;
 use crate::timers::Timers;
-use crate::view::{ActView, EffectFilter, EffectView, EngineStatus, KeyView, Order, Reported, SinkView};
+use crate::view::{
+    ActView, Asked, EffectFilter, EffectView, EngineStatus, KeyView, Order, Reported, SinkView,
+};
 use crate::{
     AbortReason, Applied, Attempt, Batch, Busy, CommittedOp, Context, EffectId, Emitted, Engine,
     EngineOptions, Limits, Origin, QueryContext, QueryError, Refusal, Request, RequestId, RequestResult,
@@ -466,6 +468,10 @@ impl<M: StateMachine> Engine for Kernel<M> {
 
     fn orders(&self, after: u64) -> Vec<Order> {
         self.outbox.orders(after)
+    }
+
+    fn asked(&self, effect: EffectId) -> Option<Asked> {
+        self.outbox.asked(effect)
     }
 
     fn order(&self, effect: EffectId) -> Option<Order> {

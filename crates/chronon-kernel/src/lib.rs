@@ -62,6 +62,6 @@ pub use sink::{Backoff, Contract, SinkName, SinkSpec};
 pub use state::{Fold, State, StateField};
 pub use table::{Cell, Key, Set, Table, Value};
 pub use view::{
-    ActView, AttemptView, ClaimState, ClaimView, EffectFilter, EffectState, EffectView, EngineStatus,
+    ActView, Asked, AttemptView, ClaimState, ClaimView, EffectFilter, EffectState, EffectView, EngineStatus,
     KeyView, Order, OutcomeView, SinkView, UnknownEffectState, rfc3339,
 };

@@ -772,6 +772,10 @@ impl Outbox {
             settled_down: effect.ask.is_some_and(|firm| firm <= effect.released)
                 || self.mutations.breaks(Mutation::ProbeFirmAtOnce),
         };
+        let too_soon = match &ended {
+            Ended::NotFoundTooSoon { wait, .. } => *wait,
+            _ => Duration::ZERO,
+        };
         if let Ended::Permanent { freeze: true, .. } = &ended {
             let sink = books.sinks.get_mut(&effect.sink).expect("open effects have a sink");
             if !sink.spec.frozen {
@@ -822,7 +826,7 @@ impl Outbox {
                 self.ask_at(id, &spec, at);
             }
             Verdict::AskWhenSettled => {
-                let firm = effect.ask.expect("a probe is under way");
+                let firm = effect.ask.expect("a probe is under way").max(books.place.now + too_soon);
                 self.ask_at(id, &spec, firm);
             }
             Verdict::Park(why) => {

@@ -139,6 +139,14 @@ pub enum Ended {
         /// What the sink said.
         evidence: Evidence,
     },
+    /// A probe found nothing under our key, and by the clock of the primary that asked this is no proof yet, whatever
+    /// log time says: a call may still be under way. Made by the dispatcher, never by an executor.
+    NotFoundTooSoon {
+        /// How much longer to wait before a "no" is proof.
+        wait: Duration,
+        /// What the sink said.
+        evidence: Evidence,
+    },
 }
 
 /// What was seen at the end of an attempt: a status, an error, the first bytes of an answer. At most 1 KiB is kept.

@@ -4,7 +4,7 @@
 use core::str::FromStr;
 use std::sync::Arc;
 
-use chronon_vsr::{Stamp, Timestamp};
+use chronon_vsr::{Duration, Stamp, Timestamp};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::{
@@ -292,6 +292,15 @@ pub struct Order {
     pub claim: ClaimState,
     /// It must not start at or after this log time.
     pub start_before: Timestamp,
+}
+
+/// What a probe asks about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// The call that may have acted.
+    pub call: AttemptNumber,
+    /// How long it takes until a "no" is proof, once a primary has begun to ask.
+    pub firm_after: Duration,
 }
 
 /// A report of an attempt that the log holds.

@@ -37,10 +37,12 @@ pub(crate) enum Plot {
     /// A backup loses an op that the only peer who is there has in a checkpoint alone, and must fetch that state while
     /// its log above the op is whole.
     Hollow,
+    /// Sinks act long after they were asked, and meanwhile all clocks are set forward together.
+    Warp,
 }
 
 impl Plot {
-    const ALL: [Plot; 11] = [
+    const ALL: [Plot; 12] = [
         Plot::Stranded,
         Plot::OneHeard,
         Plot::ReadBack,
@@ -52,6 +54,7 @@ impl Plot {
         Plot::SlowHeir,
         Plot::BadNews,
         Plot::Hollow,
+        Plot::Warp,
     ];
 
     /// The plots that need no other kinds of misfortune than these.
@@ -66,6 +69,7 @@ impl Plot {
             Plot::SlowHeir => menu.kill && menu.slow && 3 <= replicas,
             Plot::BadNews => menu.partition && menu.sinks && 3 <= replicas,
             Plot::Hollow => menu.kill && menu.rot && replicas == 3,
+            Plot::Warp => menu.clock && menu.sinks,
         };
         Plot::ALL.into_iter().filter(possible).collect()
     }
@@ -88,6 +92,7 @@ impl Plot {
             Plot::SlowHeir => stage.slow_heir(),
             Plot::BadNews => stage.bad_news(),
             Plot::Hollow => stage.hollow(victim),
+            Plot::Warp => stage.warp(),
         }
     }
 }
@@ -403,6 +408,25 @@ impl Stage<'_> {
         self.run(stay)?;
         self.mend();
         let stay = self.millis(100, 1_000);
+        self.run(stay)?;
+        self.world.set_sinks(usual);
+        Ok(())
+    }
+
+    fn warp(&mut self) -> Played {
+        let usual = self.world.config().sinks;
+        let late = SinkBehaviour { late: 900_000, late_max: Duration::from_secs(3), ..usual };
+        self.world.set_sinks(late);
+        let pause = self.millis(100, 600);
+        self.run(pause)?;
+        // Past a probe's `settle`, and within what windows of sinks allow for where clocks are off.
+        let leap = Duration::from_millis(4_500);
+        let back = self.millis(5_000, 10_000);
+        for replica in self.world.replicas() {
+            self.world.inflict(Fault::Clock(replica, leap.as_nanos() as i64));
+            self.world.inflict_after(back, Fault::Clock(replica, 0));
+        }
+        let stay = self.millis(500, 1_500);
         self.run(stay)?;
         self.world.set_sinks(usual);
         Ok(())

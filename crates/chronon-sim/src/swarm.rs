@@ -604,8 +604,7 @@ impl Run {
                 late: share(&mut own) / 2,
                 permanent: share(&mut own) / 4,
                 gateway: share(&mut own) / 4,
-                // Where clocks are off, log time may pass a probe's `settle` in a moment.
-                late_max: Duration::from_millis(if menu.clock { 800 } else { own.between(300, 3_000) }),
+                late_max: Duration::from_millis(own.between(300, 3_000)),
                 die: share(&mut own) / 2,
                 ..SinkBehaviour::GOOD
             };

@@ -133,7 +133,8 @@ fn evidence(ended: &Ended) -> &str {
         | Ended::Ambiguous { evidence }
         | Ended::Permanent { evidence, .. }
         | Ended::InProgress { evidence }
-        | Ended::NotFound { evidence } => &evidence.0,
+        | Ended::NotFound { evidence }
+        | Ended::NotFoundTooSoon { evidence, .. } => &evidence.0,
     }
 }
 

@@ -108,6 +108,8 @@ mutations! {
     StartOthersClaim,
     /// A probe's "no" counts before `settle` has passed.
     ProbeFirmAtOnce,
+    /// A probe's "no" counts once log time has passed `settle`, though the clock of the primary that asks has not.
+    ProbeFirmByLogTime,
     /// A call of unknown end counts as one that never reached the sink.
     AmbiguousIsDefinite,
     /// A sink's firm no speaks for every call before it, one of unknown end too.

@@ -68,9 +68,9 @@ struct Row {
     open_ms: u64,
     /// Until it has executed everything that was committed when it was killed.
     serves_ms: u64,
-    /// Commands that it executed again, as the ops behind the checkpoint have them on average.
+    /// Commands that it executed again since it answered, as the ops behind the checkpoint have them on average.
     replayed: u64,
-    /// None where too few were replayed to tell.
+    /// From the first answer on. None where too few were replayed to tell.
     replayed_per_second: Option<u64>,
 }
 
@@ -179,7 +179,7 @@ async fn restart(
     let mut opened = None;
     let (status, served) = loop {
         if let Ok(status) = cluster.status(backup).await {
-            opened.get_or_insert_with(|| began.elapsed());
+            opened.get_or_insert_with(|| (began.elapsed(), status.applied.max(status.checkpoint)));
             if ops <= status.applied {
                 break (status, began.elapsed());
             }
@@ -188,16 +188,16 @@ async fn restart(
         anyhow::ensure!(began.elapsed() < PATIENCE, "replica {backup} does not serve after {PATIENCE:?}");
         tokio::time::sleep(LOOK).await;
     };
-    let opened = opened.context("it answered before it served")?;
-    let checkpoint = status.checkpoint.min(ops);
-    let replayed = (u128::from(commands) * u128::from(ops - checkpoint) / u128::from(ops.max(1))) as u64;
-    let rate = (replayed as f64 / served.as_secs_f64()) as u64;
+    let (opened, from) = opened.context("it answered before it served")?;
+    let behind = u128::from(ops.saturating_sub(from));
+    let replayed = (u128::from(commands) * behind / u128::from(ops.max(1))) as u64;
+    let rate = (replayed as f64 / (served - opened).as_secs_f64()) as u64;
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let row = Row {
         machine,
         commands,
         ops,
-        checkpoint,
+        checkpoint: status.checkpoint.min(ops),
         open_ms: millis(opened),
         serves_ms: millis(served),
         replayed,

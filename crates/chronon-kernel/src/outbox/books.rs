@@ -260,7 +260,8 @@ pub(super) fn evidence_of(ended: &Ended) -> &str {
         | Ended::Ambiguous { evidence }
         | Ended::Permanent { evidence, .. }
         | Ended::InProgress { evidence }
-        | Ended::NotFound { evidence } => evidence,
+        | Ended::NotFound { evidence }
+        | Ended::NotFoundTooSoon { evidence, .. } => evidence,
     };
     text
 }

@@ -3,14 +3,14 @@
 use core::ops::Bound;
 use std::sync::Arc;
 
-use chronon_vsr::{Stamp, Timestamp};
+use chronon_vsr::{Duration, Stamp, Timestamp};
 
 use super::{Callback, Outbox};
 use crate::effect::{Effect, Phase};
 use crate::view::{
-    ActView, ClaimState, EffectFilter, EffectState, EffectView, EngineStatus, Order, SinkView,
+    ActView, Asked, ClaimState, EffectFilter, EffectState, EffectView, EngineStatus, Order, SinkView,
 };
-use crate::{Attempt, AttemptNumber, EffectId, Lineage, SinkName};
+use crate::{Attempt, AttemptKind, AttemptNumber, Contract, EffectId, Lineage, SinkName};
 
 impl Outbox {
     pub(crate) fn lineage(&self) -> Lineage {
@@ -156,6 +156,19 @@ impl Outbox {
             claim: effect.claim_state(),
             start_before,
         })
+    }
+
+    pub(crate) fn asked(&self, id: EffectId) -> Option<Asked> {
+        let effect = self.effects.get(&id)?;
+        let (Some(claim), Contract::Probe { settle }, AttemptKind::Probe) =
+            (effect.claim, effect.contract, effect.kind())
+        else {
+            return None;
+        };
+        // A call of an earlier primary may have started as late as this one's first op, and take as long as a call can.
+        let lost = self.books.place.born != Some(claim.stamp);
+        let call_max = if lost { self.books.margin_of(effect) } else { Duration::ZERO };
+        Some(Asked { call: AttemptNumber(claim.attempt), firm_after: call_max + settle })
     }
 
     pub(crate) fn frozen_sinks(&self) -> Vec<SinkName> {

@@ -8,7 +8,7 @@ use chronon_kernel::{
 };
 use chronon_vsr::{Duration, Instant, Mutations, Now, Stamp};
 
-use crate::log::{Log, SECOND, ambiguous, delivered, emit_to, spec};
+use crate::log::{Log, SECOND, ambiguous, delivered, emit_to, not_found, spec};
 use crate::probe_machine::{Act, Ending};
 
 /// A dispatcher at a log. What it proposes is kept until the test says what becomes of it.
@@ -271,4 +271,39 @@ fn probes_start_without_a_claim_and_ask_under_the_same_key() {
     assert_eq!(desk.log.kernel.status().delivered, 1);
     let numbers: BTreeSet<_> = desk.started.iter().map(|attempt| attempt.number).collect();
     assert_eq!(numbers.len(), 2);
+}
+
+// Scenario 62; seed 882525850747: log time had stood behind while the clocks disagreed, and then passed `settle` at once.
+#[test]
+fn a_no_is_proof_only_when_the_clock_of_who_asks_has_passed_settle_too() {
+    let settle = Duration::from_secs(60);
+    let mut desk = Desk::new(spec(Contract::Probe { settle }));
+    desk.emit(vec![emit_to("sink")]);
+    desk.order_proposed();
+    let call = desk.started[0].clone();
+    desk.ended(&call, ambiguous());
+    desk.order_proposed();
+    desk.pass(SECOND);
+    desk.order_proposed();
+    let began = desk.monotonic;
+    let mut answered = 1;
+    let mut called_again = None;
+    while called_again.is_none() && desk.monotonic.since(began) < 2 * settle {
+        // Log time leaps by an hour at every look.
+        desk.log.now = desk.log.now + Duration::from_secs(3_600);
+        desk.hear(DispatcherInput::Tick);
+        desk.order_proposed();
+        while let Some(attempt) = desk.started.get(answered).cloned() {
+            answered += 1;
+            match attempt.kind {
+                AttemptKind::Call => called_again = Some(desk.monotonic.since(began)),
+                AttemptKind::Probe => desk.ended(&attempt, not_found()),
+            }
+            desk.order_proposed();
+        }
+        desk.pass(SECOND);
+    }
+    assert!(3 < answered, "it goes on asking: {answered}");
+    let after = called_again.expect("in the end a no is proof");
+    assert!(settle <= after, "called again after {after:?}");
 }

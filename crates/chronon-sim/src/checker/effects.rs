@@ -256,8 +256,7 @@ impl Effects {
                     return Err(format!("effect {id} is in doubt, and no call of unknown end ever left"));
                 }
             }
-            // Of what is asked about, a sink's no was believed after `settle`, which log time may pass in one jump.
-            (None, Some(Parked::Exhausted)) if acts != 0 && !matches!(contract, Contract::Probe { .. }) => {
+            (None, Some(Parked::Exhausted)) if acts != 0 => {
                 return Err(format!("nothing of effect {id} is in doubt; its sink acted {acts} times"));
             }
             (None, Some(Parked::Exhausted)) => {}

@@ -182,3 +182,23 @@ fn a_wall_clock_that_stood_an_hour_back_for_a_moment_delays_no_retry() {
     c.settle().assert_committed(ALL, 8);
     assert!(c.world().now().since(began) < Duration::from_secs(20));
 }
+
+// Scenario 62; seed 882525850747.
+#[test]
+fn a_sink_that_acts_late_acts_once_though_all_clocks_leap_past_settle() {
+    for replicas in [1, 3] {
+        let mut c =
+            Cluster::with_contract(replicas, Contract::Probe { settle: Duration::from_secs(4) }).seed(9);
+        c.submit(4).settle();
+        let late = Duration::from_secs(3);
+        c.world().set_sinks(SinkBehaviour { late: 1_000_000, late_max: late, ..SinkBehaviour::GOOD });
+        c.start(4).run(Duration::from_millis(400));
+        for replica in c.world().replicas() {
+            c.world().inflict(chronon_sim::Fault::Clock(replica, 60_000_000_000));
+        }
+        c.run(Duration::from_secs(1));
+        c.world().set_sinks(SinkBehaviour::GOOD);
+        c.settle().assert_committed(ALL, 8);
+        assert_eq!(acts(&mut c), 8);
+    }
+}
