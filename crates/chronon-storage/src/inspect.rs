@@ -8,7 +8,7 @@ use chronon_vsr::{
 use crate::open::{Read, layout_of, read, recovered, state_after};
 use crate::scan::{DamagedGroup, Lost, Scan, Survey, scan};
 use crate::superblock::{self, COPIES, Copy, Superblock};
-use crate::{ChunkDamage, CopyFault, Disk, Expect, File, Identity, OpenError, Vault, VaultUsage};
+use crate::{ChunkDamage, CopyFault, Disk, Expect, File, Found, Identity, OpenError, Vault, VaultUsage};
 
 /// What a data directory holds. Made by the code that opens one.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub struct Inspection {
     pub log: Option<LogReport>,
     /// What a start would find the log to be. None if it would refuse before.
     pub chain: Option<ChainReport>,
-    /// The checkpoint that the superblock names first, then others that were finished here.
+    /// The checkpoint that the superblock names first, then others that were finished here and not let go since.
     pub checkpoints: Vec<CheckpointReport>,
     /// How much room packs take.
     pub packs: VaultUsage,
@@ -225,11 +225,19 @@ fn checkpoints(disk: &mut dyn Disk, superblock: &SuperblockReport) -> (Vec<Check
     let usage = vault.usage();
     let current = superblock.state.checkpoint;
     let others: Vec<Checksum> = vault.roots().filter(|root| Some(*root) != current.root).collect();
-    let reports = current.root.into_iter().chain(others).map(|root| {
+    let reports = current.root.into_iter().chain(others).filter_map(|root| {
         let chunks = vault.list(disk, root).ok().map(|list| list.chunks.len());
-        let damage = vault.missing(disk, root, usize::MAX);
+        let mut damage = vault.missing(disk, root, usize::MAX);
         let op = (Some(root) == current.root).then_some(current.entry.op);
-        CheckpointReport { root, op, chunks, damage }
+        if op.is_none() && !damage.is_empty() {
+            // Nothing needs it, so its chunks may have gone with their packs, and only its map is left: no damage. Bytes that
+            // are there and wrong are.
+            damage.retain(|damage| matches!(damage.found, Found::Unreadable | Found::OtherBytes));
+            if damage.is_empty() {
+                return None;
+            }
+        }
+        Some(CheckpointReport { root, op, chunks, damage })
     });
     (reports.collect(), usage)
 }

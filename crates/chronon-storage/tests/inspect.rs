@@ -24,17 +24,8 @@ fn story(voters: u8) -> MemoryDisk {
     }
     evidence(&mut disk, &mut journal);
 
-    let mut vault = Vault::open(&mut disk, identity()).unwrap();
     let chunks: Vec<Vec<u8>> = (0..5_u8).map(|n| vec![n; 6000]).collect();
-    let named = chunks.iter().map(|chunk| (Checksum::of_chunk(chunk), chunk.len() as u32));
-    let list = ChunkList { chunks: named.collect() };
-    chunks.iter().for_each(|chunk| vault.put(Checksum::of_chunk(chunk), chunk));
-    let root = vault.put_list(list).unwrap();
-    vault.finish(root);
-    while let Some(job) = vault.next_job() {
-        perform(&mut disk, &job).unwrap();
-        vault.done(job.id);
-    }
+    let root = finish(&mut disk, &chunks.iter().collect::<Vec<_>>());
 
     let (second, fifth) = (entries[1].header(), entries[4].header());
     let mut state = recovered.state;
@@ -51,6 +42,25 @@ fn story(voters: u8) -> MemoryDisk {
     journal.submit(Write::Superblock { number: WriteNumber::ZERO.next(), state });
     drain(&mut disk, &mut journal);
     disk
+}
+
+/// Writes a checkpoint of these chunks, and returns its root.
+fn finish(disk: &mut MemoryDisk, chunks: &[&Vec<u8>]) -> Checksum {
+    let mut vault = Vault::open(disk, identity()).unwrap();
+    let named = chunks.iter().map(|chunk| (Checksum::of_chunk(chunk), chunk.len() as u32));
+    let list = ChunkList { chunks: named.collect() };
+    for chunk in chunks {
+        if !vault.holds(Checksum::of_chunk(chunk)) {
+            vault.put(Checksum::of_chunk(chunk), chunk);
+        }
+    }
+    let root = vault.put_list(list).unwrap();
+    vault.finish(root);
+    while let Some(job) = vault.next_job() {
+        perform(disk, &job).unwrap();
+        vault.done(job.id);
+    }
+    root
 }
 
 fn is_whole(inspection: &Inspection) -> bool {
@@ -170,6 +180,27 @@ fn a_chunk_that_is_gone_or_damaged_is_named() {
     let inspection = inspect(&mut disk);
     assert_eq!(inspection.checkpoints[0].chunks, None);
     assert!(!inspection.checkpoints[0].damage.is_empty());
+}
+
+/// A pack without anything that is needed goes, and with it chunks of checkpoints that were let go; their maps may lie in others.
+#[test]
+fn a_checkpoint_that_was_let_go_is_no_damage_and_rot_in_one_is() {
+    let mut disk = story(3);
+    let (gone, stays) = (vec![8; 6000], vec![9; 6000]);
+    for chunks in [vec![&gone], vec![&gone, &stays]] {
+        // Each by a process of its own, and so into a pack of its own.
+        finish(&mut disk, &chunks);
+    }
+    let [_, first, second] = disk.packs().unwrap()[..] else { panic!("three packs") };
+    assert_eq!(inspect(&mut disk).checkpoints.len(), 3);
+    disk.remove(File::Pack(first)).unwrap();
+    let inspection = inspect(&mut disk);
+    assert!(is_whole(&inspection), "{inspection:?}");
+    assert_eq!(inspection.checkpoints.len(), 1, "{inspection:?}");
+    disk.bytes_mut(File::Pack(second))[300] ^= 1;
+    let inspection = inspect(&mut disk);
+    let [damage] = inspection.checkpoints[1].damage.as_slice() else { panic!("one chunk: {inspection:?}") };
+    assert_eq!((damage.file, damage.found), (Some(File::Pack(second)), Found::OtherBytes));
 }
 
 /// Flips, zeros, noise, cuts and swaps with an older copy, anywhere, many at once.
