@@ -1,8 +1,8 @@
 //! `chronon backup`: carries a state away. `chronon restore`: makes a new cluster that begins with it.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::io::Write as _;
+use std::fs::{self, TryLockError};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -17,6 +17,12 @@ use serde_json::json;
 use crate::api::{ADDRESS_DEFAULT, ADDRESS_VARIABLE, Api, Call};
 use crate::init::{self, ClusterArguments};
 use crate::output::Progress;
+
+/// Held as long as a backup is being carried there.
+const LOCK: &str = "lock";
+
+/// How the name of a file ends that is not whole yet.
+const PART: &str = ".part";
 
 /// How often a backup begins again because a chunk was not to be had any more.
 const TRIES: usize = 3;
@@ -73,12 +79,23 @@ async fn carry_away(arguments: &BackupArguments) -> anyhow::Result<(Manifest, u6
     refuse_other_files(to)?;
     let chunks = to.join(CHUNKS);
     fs::create_dir_all(&chunks).with_context(|| format!("can't make {}", chunks.display()))?;
+    let _lock = hold(to)?;
+    let earlier = earlier(to)?;
     let api = Api::new(&arguments.api, Duration::from_secs(arguments.timeout)).reached().await?;
     let mut fetched = 0;
     for tries_left in (0..TRIES).rev() {
         let call = Call { method: Method::POST, ..Call::get("/v1/backups") };
         let manifest: Manifest = serde_json::from_value(api.call(call).await?)
             .context("the replica answered with another kind of backup")?;
+        if let Some(earlier) = &earlier {
+            anyhow::ensure!(
+                earlier.cluster == manifest.cluster,
+                "{} holds a backup of cluster {}, and this is cluster {}; name another directory",
+                to.display(),
+                earlier.cluster,
+                manifest.cluster
+            );
+        }
         let progress = Progress::new(manifest.chunks.len() as u64);
         let mut gone = None;
         for (done, (name, _)) in (1..).zip(&manifest.chunks) {
@@ -104,20 +121,53 @@ async fn carry_away(arguments: &BackupArguments) -> anyhow::Result<(Manifest, u6
     unreachable!("the last try returns")
 }
 
-/// A directory of something else is not made a backup of.
+/// A directory of something else is not made a backup of: what is no part of the new one is removed in the end.
 fn refuse_other_files(to: &Path) -> anyhow::Result<()> {
-    let Ok(entries) = fs::read_dir(to) else { return Ok(()) };
+    let part = part_of(MANIFEST);
+    refuse_others(to, |name| [MANIFEST, CHUNKS, LOCK, &part].contains(&name))?;
+    let is_chunk = |name: &str| chunk_of_name(name.strip_suffix(PART).unwrap_or(name)).is_some();
+    refuse_others(&to.join(CHUNKS), is_chunk)
+}
+
+fn refuse_others(directory: &Path, is_ours: impl Fn(&str) -> bool) -> anyhow::Result<()> {
+    let Ok(entries) = fs::read_dir(directory) else { return Ok(()) };
     for entry in entries {
         let name = entry?.file_name();
-        let ours = [MANIFEST, CHUNKS].iter().any(|own| name == *own) || name == part_of(MANIFEST).as_str();
         anyhow::ensure!(
-            ours,
+            name.to_str().is_some_and(&is_ours),
             "{} holds {}, which is no part of a backup; name another directory",
-            to.display(),
+            directory.display(),
             name.display()
         );
     }
     Ok(())
+}
+
+/// A second backup into the same directory would remove what the first one is about to name.
+fn hold(to: &Path) -> anyhow::Result<fs::File> {
+    let path = to.join(LOCK);
+    let failed = || format!("can't lock {}", path.display());
+    let lock = fs::OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+    let lock = lock.with_context(failed)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => anyhow::bail!("another backup into {} is under way", to.display()),
+        Err(TryLockError::Error(error)) => Err(error).with_context(failed),
+    }
+}
+
+/// The backup that is in the directory already.
+fn earlier(to: &Path) -> anyhow::Result<Option<Manifest>> {
+    let path = to.join(MANIFEST);
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("can't read {}", path.display())),
+    };
+    let manifest = serde_json::from_slice(&text);
+    let no_manifest =
+        || format!("{} is no manifest of a backup; name another directory, or remove it", path.display());
+    manifest.map(Some).with_context(no_manifest)
 }
 
 /// Fetches a chunk, unless it is here and whole.
@@ -134,13 +184,13 @@ async fn fetch(api: &Api, chunks: &Path, name: &str) -> anyhow::Result<bool> {
 }
 
 fn part_of(name: &str) -> String {
-    format!("{name}.part")
+    format!("{name}{PART}")
 }
 
 /// Puts a file there as a whole, durably.
 fn write(directory: &Path, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
     let (part, path) = (directory.join(part_of(name)), directory.join(name));
-    let put = || -> std::io::Result<()> {
+    let put = || -> io::Result<()> {
         let mut file = fs::File::create(&part)?;
         file.write_all(bytes)?;
         file.sync_all()?;

@@ -130,10 +130,40 @@ async fn a_damaged_backup_is_refused_with_the_file_and_mended_by_the_next() {
     assert_eq!(again["fetched"], 1, "{again}");
     let restored = restore("whole");
     assert!(restored.status.success(), "{}", stderr(&restored));
-    // A directory of something else stays as it is.
-    let other = away.path("other");
-    std::fs::create_dir(&other).unwrap();
-    std::fs::write(format!("{other}/letter"), "dear").unwrap();
-    let refused = chronon(&["backup", "--to", &other, "--api", &cluster.api()]);
-    assert!(stderr(&refused).contains("letter"), "{}", stderr(&refused));
+}
+
+#[tokio::test]
+async fn a_backup_has_its_directory_to_itself_and_spares_what_is_not_its_own() {
+    let cluster = Cluster::started("backup-apart", 1);
+    cluster.primary(None).await;
+    furnish(&cluster);
+    let away = Directory::new("backup-apart-away");
+    let refused = |to: &str, words: &str| {
+        let refused = chronon(&["backup", "--to", to, "--api", &cluster.api()]);
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(stderr(&refused).contains(words), "{}", stderr(&refused));
+    };
+    // A directory of something else stays as it is, whatever it is called.
+    for (number, file) in ["letter", "chunks/letter", "manifest.json"].into_iter().enumerate() {
+        let to = away.path(&format!("other-{number}"));
+        std::fs::create_dir_all(format!("{to}/chunks")).unwrap();
+        std::fs::write(format!("{to}/{file}"), "dear").unwrap();
+        refused(&to, file.rsplit('/').next().unwrap());
+        assert_eq!(std::fs::read(format!("{to}/{file}")).unwrap(), b"dear");
+    }
+    let to = away.path("bank");
+    ask(&cluster, &["backup", "--to", &to]);
+    // What is under way is not disturbed.
+    let lock = std::fs::File::options().write(true).open(format!("{to}/lock")).unwrap();
+    lock.lock().unwrap();
+    refused(&to, "under way");
+    drop(lock);
+    ask(&cluster, &["backup", "--to", &to]);
+    // Nor is the backup of another cluster replaced.
+    let manifest = format!("{to}/manifest.json");
+    let mut other: Value = serde_json::from_slice(&std::fs::read(&manifest).unwrap()).unwrap();
+    other["cluster"] = "0123".into();
+    std::fs::write(&manifest, other.to_string()).unwrap();
+    refused(&to, "a backup of cluster 0123");
+    assert_eq!(std::fs::read_to_string(&manifest).unwrap(), other.to_string());
 }
