@@ -374,7 +374,9 @@ fn show_cluster(cluster: &Value) -> String {
         let field = |name: &str| text(&replica[name]);
         let view = format!("{}.{}", field("epoch"), field("view"));
         let disk = format!("{} ms", field("disk_age_ms"));
-        let mut cells = vec![field("replica"), field("role"), field("status"), view];
+        let quarantined = !replica["quarantine"].is_null();
+        let status = if quarantined { "quarantined".to_owned() } else { field("status") };
+        let mut cells = vec![field("replica"), field("role"), status, view];
         cells.extend(["op", "commit", "applied", "lag"].map(field));
         cells.push(disk);
         cells
@@ -385,6 +387,19 @@ fn show_cluster(cluster: &Value) -> String {
     };
     let mut shown = format!("cluster {}  {primary}\n\n{replicas}", text(&cluster["cluster"]));
     for replica in list(&cluster["replicas"]) {
+        if let Some(quarantine) = replica["quarantine"].as_object() {
+            let said = |name: &str| match &quarantine[name] {
+                Value::Null => "nothing".to_owned(),
+                value => text(value),
+            };
+            shown.push_str(&format!(
+                "\nreplica {} is quarantined: op {} came to {} here, and to {} with most replicas",
+                replica["replica"],
+                said("op"),
+                said("digest"),
+                said("majority"),
+            ));
+        }
         for sink in list(&replica["sinks_not_served"]) {
             let (name, why) = (text(&sink["sink"]), text(&sink["why"]));
             shown.push_str(&format!("\nreplica {} can't serve sink {name}: {why}", replica["replica"]));

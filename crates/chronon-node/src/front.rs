@@ -9,8 +9,8 @@ use chronon_kernel::{
 };
 use chronon_vsr::{
     Applied, BODY_SIZE_MAX, Checkpoint, Checksum, Durable, Entry, Event, Input, Instant, Message, Mutation,
-    NotProposed, NotReadable, Now, Op, OpRef, Options, Output, ReadNumber, Recipients, Recovered, Replica,
-    ReplicaId, Role, Room, RoundConfirmed, Stamp, Status, Write,
+    NotProposed, NotReadable, Now, Op, OpRef, Options, Output, Quarantine, ReadNumber, Recipients, Recovered,
+    Replica, ReplicaId, Role, Room, RoundConfirmed, Stamp, Status, Write,
 };
 
 use crate::{ToBack, ToFront, VaultReport, VaultTask};
@@ -131,6 +131,8 @@ pub struct FrontStatus {
     pub waiting: usize,
     /// Whether there is room for the next checkpoint.
     pub room: Room,
+    /// Why it answers nothing: its state is not the cluster's.
+    pub quarantine: Option<Quarantine>,
 }
 
 /// When to come again after Busy.
@@ -174,6 +176,8 @@ pub struct Front {
     deadlines: BTreeSet<(Instant, Token)>,
     reads: Reads,
     room: Room,
+    /// Whether it has heard that what Back executes is not what the others do.
+    quarantined: bool,
     outputs: VecDeque<FrontOutput>,
     now: Now,
 }
@@ -260,6 +264,7 @@ impl Front {
             deadlines: BTreeSet::new(),
             reads: Reads::default(),
             room: Room::Enough,
+            quarantined: false,
             outputs: VecDeque::new(),
             now,
         }
@@ -284,6 +289,9 @@ impl Front {
             FrontInput::Back(ToFront::Executed { applied, results }) => self.on_executed(applied, results),
             FrontInput::Back(ToFront::Installed { applied }) => self.on_installed(applied),
             FrontInput::Vault(report) => self.on_vault(report),
+            FrontInput::Back(ToFront::Queried { token, .. }) if self.answers_nothing() => {
+                self.not_executed(token, self.no_primary());
+            }
             FrontInput::Back(ToFront::Queried { token, op, answer }) => {
                 let answer = match answer {
                     Ok(answer) => Answer::Answered { op: op.value(), answer },
@@ -296,6 +304,7 @@ impl Front {
             }
             FrontInput::Back(ToFront::Propose(request)) => self.on_propose(request),
         }
+        self.follow_quarantine();
         self.expire();
     }
 
@@ -332,6 +341,7 @@ impl Front {
             queued: self.queue.len(),
             waiting: self.waiting.len(),
             room: self.room,
+            quarantine: self.replica.quarantine(),
         }
     }
 
@@ -356,7 +366,7 @@ impl Front {
         {
             return self.answer(token, Answer::Decided(RequestResult::Refused(Refusal::SessionEvicted)));
         }
-        if !matches!(self.role, Role::Primary { .. }) {
+        if !matches!(self.role, Role::Primary { .. }) || self.answers_nothing() {
             return self.not_executed(token, self.no_primary());
         }
         if self.room == Room::Short {
@@ -546,14 +556,43 @@ impl Front {
         assert!(self.applied.next() == applied.op);
         assert!(applied.op <= self.handed);
         self.applied = applied.op;
+        // First: others may have told already that it comes to something else.
+        self.replica.handle(self.now, Input::Applied(applied));
         for slot in self.executing.remove(&applied.op).unwrap_or_default() {
-            let answer = match results.get_mut(slot.request) {
+            let answer = match results.get_mut(slot.request).filter(|_| !self.answers_nothing()) {
                 Some(result) => Answer::Decided(core::mem::replace(result, RequestResult::Done)),
                 None => Answer::Indeterminate,
             };
             self.answer(slot.token, answer);
         }
-        self.replica.handle(self.now, Input::Applied(applied));
+    }
+
+    // Quarantine
+
+    /// Whether what Back comes to must not be told: it is not what the others come to.
+    fn answers_nothing(&self) -> bool {
+        let mutations = self.replica.options().mutations;
+        self.replica.quarantine().is_some() && !mutations.breaks(Mutation::QuarantinedAnswers)
+    }
+
+    /// When a quarantine begins, whoever waits is told to ask elsewhere. What was prepared may commit, and what it came
+    /// to another replica can say.
+    fn follow_quarantine(&mut self) {
+        let now = self.answers_nothing();
+        let before = core::mem::replace(&mut self.quarantined, now);
+        if before || !now {
+            return;
+        }
+        self.outputs.push_back(FrontOutput::GateClosed);
+        self.refuse_queue(NotProposed::NotPrimary { primary: None });
+        for (token, stage) in
+            self.waiting.iter().map(|(token, waiting)| (*token, waiting.stage)).collect::<Vec<_>>()
+        {
+            match stage {
+                Stage::Queued | Stage::Query => self.not_executed(token, self.no_primary()),
+                Stage::Prepared => self.answer(token, Answer::Indeterminate),
+            }
+        }
     }
 
     // Checkpoints
@@ -609,6 +648,9 @@ impl Front {
         self.deadlines.insert((deadline, token));
         if self.limits.in_flight_max + self.limits.queries_max <= self.waiting.len() {
             return self.not_executed(token, busy(Busy::QueueFull));
+        }
+        if self.answers_nothing() {
+            return self.not_executed(token, self.no_primary());
         }
         let pending = PendingQuery { token, query };
         match consistency {
@@ -669,7 +711,10 @@ impl Front {
                 let queries = self.reads.rounds.remove(&read).unwrap_or_default();
                 self.retry_reads(queries);
             }
-            Output::RoundConfirmed(round) => self.outputs.push_back(FrontOutput::GateConfirmed(round)),
+            Output::RoundConfirmed(round) if !self.quarantined => {
+                self.outputs.push_back(FrontOutput::GateConfirmed(round));
+            }
+            Output::RoundConfirmed(_) => {}
             Output::Forwarded(request) => {
                 // A peer may carry how an attempt ended, and nothing else.
                 if is_outcome(&request) {

@@ -16,7 +16,8 @@ use chronon_node::{
     Front, FrontInput, FrontOutput, FrontStatus, Gate, Room, ToBack, ToFront, Token, VaultReport,
 };
 use chronon_vsr::{
-    ClusterId, Durable, Event, Instant, Message, Op, Payload, ReplicaId, Role, Status, Write, WriteNumber,
+    ClusterId, Digest, Durable, Event, Instant, Message, Op, Payload, Quarantine, ReplicaId, Role, Status,
+    Write, WriteNumber,
 };
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::sleep;
@@ -276,6 +277,12 @@ impl FrontThread {
             "checkpoint": replica.checkpoint().entry.op.value(),
             "log_start": replica.log_start().value(),
             "fetching_state": replica.is_fetching_state(),
+            "quarantine": status.quarantine.map(|Quarantine { op, own, majority }| serde_json::json!({
+                "op": op.value(),
+                "digest": own.map(hex),
+                "majority": majority.map(hex),
+            })),
+            "diverged": replica.diverged().map(ReplicaId::value).collect::<Vec<_>>(),
             "queued": status.queued,
             "intake": {
                 "slowed_for": intake.slowed.map(|(voter, _)| voter.value()),
@@ -487,6 +494,17 @@ impl FrontThread {
                 error!(%op, %peer, "replicas disagree about a checkpoint");
             }
             Event::DigestMismatch { op, peer } => error!(%op, %peer, "replicas disagree about the state"),
+            Event::Diverged { replica, op, digest, majority } => {
+                let (digest, majority) = (digest.map(hex), majority.map(hex));
+                error!(%replica, %op, ?digest, ?majority, "a replica's state is not what the others come to");
+            }
+            Event::Quarantined { op, digest, majority } => {
+                let (digest, majority) = (digest.map(hex), majority.map(hex));
+                error!(%op, ?digest, ?majority, "quarantined: this replica's state is not the cluster's; it answers nothing");
+            }
+            Event::QuarantineLifted { op } => {
+                warn!(%op, "this replica agrees with the others again");
+            }
             Event::IntakeSlowed { voter, pause } => {
                 warn!(%voter, ?pause, "a replica lags: commands are taken on more slowly");
             }
@@ -506,6 +524,10 @@ impl FrontThread {
             waiter.answer(Answer::Indeterminate);
         }
     }
+}
+
+fn hex(digest: Digest) -> String {
+    format!("{:016x}", digest.0)
 }
 
 fn millis(duration: Duration) -> u64 {

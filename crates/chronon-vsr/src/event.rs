@@ -3,7 +3,7 @@
 use core::fmt;
 use core::time::Duration;
 
-use crate::{Command, Op, OpRef, ReplicaId, Stamp};
+use crate::{Command, Digest, Op, OpRef, ReplicaId, Stamp};
 
 /// Something worth knowing happened inside a replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +55,13 @@ pub enum Event {
     IntakeRestored,
     /// Replicas disagree about the state after this op.
     DigestMismatch { op: Op, peer: ReplicaId },
+    /// The primary has judged that this voter's state is not the cluster's: what it holds after this op, and what most
+    /// do, if most do.
+    Diverged { replica: ReplicaId, op: Op, digest: Option<Digest>, majority: Option<Digest> },
+    /// This replica was found out by this op: from now on it answers nothing, starts nothing and offers no state.
+    Quarantined { op: Op, digest: Option<Digest>, majority: Option<Digest> },
+    /// This replica, which was found out by this op, agrees with the others again.
+    QuarantineLifted { op: Op },
     /// No majority of clocks agrees: log time goes on by the monotonic clock alone.
     ClockDegraded,
     /// A majority of clocks agrees again.
@@ -85,6 +92,8 @@ pub enum Abdication {
     DiskStalled,
     /// Its disk has no room for the next checkpoint, and those of a quorum have.
     DiskFull,
+    /// Its state is not the cluster's, and somebody else is there to lead.
+    Diverged,
     /// An operator, or a clean shutdown, asked for it.
     Asked,
 }

@@ -37,15 +37,15 @@ pub use event::{Abdication, DropReason, Event, PeerRefusal, Suspicion};
 pub use ids::{ClusterId, DiskId, Epoch, Incarnation, LogStamp, Op, OpRef, Release, ReplicaId, Stamp, View};
 pub use membership::{Member, Membership, VOTERS_MAX};
 pub use message::{
-    Command, DecodeError, HEADERS_MAX, Identity, MESSAGE_HEADER_SIZE, MESSAGE_SIZE_MAX, Message,
+    Command, DecodeError, Divergence, HEADERS_MAX, Identity, MESSAGE_HEADER_SIZE, MESSAGE_SIZE_MAX, Message,
     PROTOCOL_VERSION, Payload, SuffixBits,
 };
 pub use mutation::{Mutation, Mutations};
 pub use prng::Prng;
 pub use quorum::Quorums;
 pub use replica::{
-    Applied, Digest, Input, Intake, NotProposed, NotReadable, Options, Output, Proposed, ReadNumber,
-    Recipients, Replica, Role, Room, RoundConfirmed, Standing, Status, Timing,
+    Applied, Digest, Input, Intake, NotProposed, NotReadable, Options, Output, Proposed, Quarantine,
+    ReadNumber, Recipients, Replica, Role, Room, RoundConfirmed, Standing, Status, Timing,
 };
 pub use ring::{Ring, charge};
 pub use time::{Duration, Instant, Now, Timestamp};

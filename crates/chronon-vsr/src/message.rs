@@ -7,8 +7,9 @@ mod tests;
 use alloc::vec::Vec;
 
 use crate::{
-    Applied, BODY_SIZE_MAX, Checkpoint, Checksum, ClusterId, DiskId, ENTRY_HEADER_SIZE, Entry, EntryHeader,
-    Incarnation, Instant, LogStamp, Op, OpRef, PeerRefusal, Release, ReplicaId, Stamp, Timestamp,
+    Applied, BODY_SIZE_MAX, Checkpoint, Checksum, ClusterId, Digest, DiskId, ENTRY_HEADER_SIZE, Entry,
+    EntryHeader, Incarnation, Instant, LogStamp, Op, OpRef, PeerRefusal, Release, ReplicaId, Stamp,
+    Timestamp,
 };
 
 /// The version of this protocol. A newer one under good checksums is dropped and counted, not an error.
@@ -67,6 +68,8 @@ pub enum Payload {
         applied: Applied,
         /// Age of the primary's oldest outstanding write; the highest number if its disk has no room for a checkpoint.
         disk_age_us: u32,
+        /// Whose state differs from the others'.
+        divergence: Divergence,
     },
     /// Voter → primary: heard you, still in your stamp.
     CommitOk {
@@ -220,6 +223,22 @@ pub struct Identity {
     pub release: Release,
     /// The op that it is busy with in a view change: a sign of progress. [`Op::ROOT`] when it is not.
     pub busy: Op,
+}
+
+/// Which voters differ from the others about the state, as a primary judges by the digests that it heard (§5.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Divergence {
+    /// The op by which the last of them was found out.
+    pub op: Op,
+    /// The digest after it that most voters hold; none if no digest has a majority.
+    pub digest: Option<Digest>,
+    /// Bit i: the voter at place i of the configuration. Zero while nobody differs.
+    pub voters: u8,
+}
+
+impl Divergence {
+    /// Nobody differs.
+    pub const NONE: Divergence = Divergence { op: Op::ROOT, digest: None, voters: 0 };
 }
 
 /// What a sender of DoViewChange can say of each header of its suffix: bit i speaks of the suffix's header i.

@@ -126,6 +126,10 @@ mutations! {
     QueueUnbounded,
     /// A commit waits a while for the slowest voter.
     CommitWaitsForSlowest,
+    /// A quarantined replica goes on answering.
+    QuarantinedAnswers,
+    /// Nobody judges by the digests that a primary hears.
+    DivergenceUnjudged,
 }
 
 /// The guards that are broken in this run: none, or one.

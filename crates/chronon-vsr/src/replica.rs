@@ -11,6 +11,7 @@ mod log;
 mod normal;
 mod peers;
 mod primary;
+mod quarantine;
 mod reads;
 mod repair;
 mod retry;
@@ -39,6 +40,8 @@ use log::Log;
 use normal::Following;
 use peers::Peers;
 use primary::Leading;
+use quarantine::Digests;
+pub use quarantine::Quarantine;
 use reads::RemoteReads;
 use repair::Repairs;
 use view_change::{Changing, Leaving, Votes};
@@ -331,9 +334,6 @@ const EXECUTION_LAG_MAX: u64 = 1024;
 /// How far execution may lag before the primary takes no more requests on.
 const INTAKE_LAG_MAX: u64 = 256;
 
-/// How many digests of its own a replica keeps for comparison.
-const DIGESTS_MAX: usize = 4096;
-
 /// One replica of the cluster.
 #[derive(Clone, Debug)]
 pub struct Replica {
@@ -374,8 +374,8 @@ pub struct Replica {
     /// The newest op handed out for execution.
     committed_out: Op,
     applied: Applied,
-    digests: BTreeMap<Op, Digest>,
-    /// Who was found to differ: told once.
+    digests: Digests,
+    /// Whose checkpoint was found to differ: told once.
     mismatched: BTreeSet<ReplicaId>,
     disk_age: DiskAge,
     room: Room,
@@ -493,7 +493,7 @@ impl Replica {
         let Part::Leading(leading) = &self.part else {
             return Err(NotProposed::NotPrimary { primary: self.primary() });
         };
-        if !leading.announced || leading.abdicating.is_some() {
+        if !leading.announced || leading.abdicating.is_some() || self.is_quarantined() {
             return Err(NotProposed::NotPrimary { primary: None });
         }
         let size = u32::try_from(body_size).map_err(|_| NotProposed::TooLarge)?;
@@ -856,7 +856,8 @@ impl Replica {
             let Some(entry) = entry else { break };
             let (offset, end) = (entry.header().offset, entry.header().end());
             let is_due = self.options.ring.is_checkpoint(offset, end);
-            let is_busy = self.checkpoints.is_busy();
+            // Nor is one taken of a state that differs from the others'.
+            let is_busy = self.checkpoints.is_busy() || self.is_quarantined();
             if is_due && is_busy && !skips {
                 break;
             }
@@ -874,20 +875,7 @@ impl Replica {
         }
         self.applied = applied;
         self.note_installed(applied);
-        self.digests.insert(applied.op, applied.digest);
-        while DIGESTS_MAX < self.digests.len() {
-            self.digests.pop_first();
-        }
-    }
-
-    /// Compares what a peer executed with what this replica did, where it kept the digest of the same op.
-    fn compare_digest(&mut self, peer: ReplicaId, applied: Applied) {
-        if let Some(digest) = self.digests.get(&applied.op)
-            && *digest != applied.digest
-            && self.mismatched.insert(peer)
-        {
-            self.event(Event::DigestMismatch { op: applied.op, peer });
-        }
+        self.note_digest(applied);
     }
 
     // ---- messages -------------------------------------------------------------------------------------------
@@ -904,8 +892,12 @@ impl Replica {
             Payload::PrepareOk { entry, applied, checkpoint: _ } if is_voter => {
                 self.on_prepare_ok(from, stamp, entry, applied);
             }
-            Payload::Commit { commit_max, read_round, applied, disk_age_us: _ } => {
-                self.on_commit(from, stamp, normal::Heartbeat { commit_max, read_round, applied });
+            Payload::Commit { commit_max, read_round, applied, disk_age_us: _, divergence } => {
+                self.on_commit(
+                    from,
+                    stamp,
+                    normal::Heartbeat { commit_max, read_round, applied, divergence },
+                );
             }
             Payload::CommitOk { read_round, applied, head: _, checkpoint: _, disk_age_us } if is_voter => {
                 self.on_commit_ok(from, stamp, read_round, applied, disk_age_us);

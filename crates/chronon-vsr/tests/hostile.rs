@@ -7,9 +7,9 @@ mod world;
 use std::sync::Arc;
 
 use chronon_vsr::{
-    Applied, Checkpoint, Checksum, Digest, DiskId, Durable, Duration, Entry, EntryHeader, Identity,
-    Incarnation, Input, Instant, LogStamp, Message, Mutations, Now, Op, OpRef, Output, Payload, PeerRefusal,
-    Prng, Release, Replica, ReplicaId, Stamp, SuffixBits, Timestamp, View, Write, WriteNumber,
+    Applied, Checkpoint, Checksum, Digest, DiskId, Divergence, Durable, Duration, Entry, EntryHeader,
+    Identity, Incarnation, Input, Instant, LogStamp, Message, Mutations, Now, Op, OpRef, Output, Payload,
+    PeerRefusal, Prng, Release, Replica, ReplicaId, Stamp, SuffixBits, Timestamp, View, Write, WriteNumber,
 };
 use world::{Cluster, Faults};
 
@@ -145,6 +145,11 @@ impl Madness<'_> {
                 read_round: self.prng.below(9),
                 applied,
                 disk_age_us,
+                divergence: Divergence {
+                    op: self.op(),
+                    digest: self.prng.chance(1, 2).then(|| Digest(self.prng.below(3))),
+                    voters: if self.prng.chance(1, 2) { self.prng.below(64) as u8 } else { 0 },
+                },
             },
             3 => Payload::CommitOk {
                 read_round: self.prng.next_u64(),

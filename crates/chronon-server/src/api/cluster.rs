@@ -90,6 +90,9 @@ pub(super) async fn readyz(State(api): State<Arc<Api>>) -> Result<&'static str, 
     if report.status.status != Status::Normal {
         return Err(not_ready(format!("the replica is not in normal operation: {:?}", report.status.status)));
     }
+    if report.status.quarantine.is_some() {
+        return Err(not_ready("the replica's state is not the cluster's: it is quarantined".to_owned()));
+    }
     match report.status.role {
         Role::Primary { serving: true, .. } | Role::Backup { .. } => {}
         Role::Primary { serving: false, .. } => {
@@ -145,6 +148,7 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
         line("gauge", "commit", status.commit_max.op.value());
         line("gauge", "applied", status.applied.value());
         line("gauge", "queued", status.queued as u64);
+        line("gauge", "quarantined", u64::from(status.quarantine.is_some()));
         line("gauge", "unanswered", report.unanswered as u64);
     }
     let look = |engine: &dyn Engine| engine.status();

@@ -8,13 +8,13 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::{
-    Command, DecodeError, HEADERS_MAX, Identity, MESSAGE_HEADER_SIZE, MESSAGE_SIZE_MAX, Message,
+    Command, DecodeError, Divergence, HEADERS_MAX, Identity, MESSAGE_HEADER_SIZE, MESSAGE_SIZE_MAX, Message,
     PROTOCOL_VERSION, Payload, SuffixBits,
 };
 use crate::{
     Applied, BODY_SIZE_MAX, CHUNK_LIST_SIZE_MAX, CHUNK_SIZE_MAX, Checkpoint, Checksum, ClusterId, Digest,
     DiskId, ENTRY_HEADER_SIZE, Entry, EntryHeader, Epoch, Incarnation, Instant, LogStamp, Op, OpRef,
-    PeerRefusal, Release, ReplicaId, SUFFIX_MAX, Stamp, Timestamp, View,
+    PeerRefusal, Release, ReplicaId, SUFFIX_MAX, Stamp, Timestamp, VOTERS_MAX, View,
 };
 
 /// Where the header's own checksum ends, and what it covers begins.
@@ -222,11 +222,12 @@ fn write_payload<'a>(payload: &'a Payload, fields: &mut Writer) -> Body<'a> {
             fields.put(*applied);
             fields.put(*checkpoint);
         }
-        Payload::Commit { commit_max, read_round, applied, disk_age_us } => {
+        Payload::Commit { commit_max, read_round, applied, disk_age_us, divergence } => {
             fields.put(*commit_max);
             fields.put(*read_round);
             fields.put(*applied);
             fields.put(*disk_age_us);
+            fields.put(*divergence);
         }
         Payload::CommitOk { read_round, applied, head, checkpoint, disk_age_us } => {
             fields.put(*read_round);
@@ -333,12 +334,12 @@ fn read_payload(
         Command::Commit => {
             none()?;
             let (commit_max, read_round) = (fields.take()?, fields.take()?);
-            Ok(Payload::Commit {
-                commit_max,
-                read_round,
-                applied: fields.take()?,
-                disk_age_us: fields.take()?,
-            })
+            let (applied, disk_age_us): (Applied, u32) = (fields.take()?, fields.take()?);
+            let divergence: Divergence = fields.take()?;
+            if usize::from(divergence.voters) >> VOTERS_MAX != 0 {
+                return Err(DecodeError::Malformed);
+            }
+            Ok(Payload::Commit { commit_max, read_round, applied, disk_age_us, divergence })
         }
         Command::CommitOk => {
             none()?;
@@ -600,6 +601,7 @@ composed_fields! {
     Stamp { epoch, view }
     OpRef { op, checksum }
     Applied { op, digest }
+    Divergence { op, digest, voters }
     Identity { disk, acked, checkpoint, release, busy }
     Checkpoint { entry, end, timestamp, digest, release, root }
 }
@@ -628,6 +630,22 @@ impl Field for Option<Checksum> {
         match (from.take::<u8>()?, from.take_bytes::<16>()?) {
             (0, bytes) if bytes == [0; 16] => Ok(None),
             (1, bytes) => Ok(Some(Checksum::from_bytes(bytes))),
+            _ => Err(DecodeError::Malformed),
+        }
+    }
+}
+
+/// A digest that may be missing: a byte that says so, and zeros in its place.
+impl Field for Option<Digest> {
+    fn put(&self, to: &mut Writer) {
+        to.put(u8::from(self.is_some()));
+        to.put(self.unwrap_or_default());
+    }
+
+    fn take(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        match (from.take::<u8>()?, from.take::<Digest>()?) {
+            (0, Digest(0)) => Ok(None),
+            (1, digest) => Ok(Some(digest)),
             _ => Err(DecodeError::Malformed),
         }
     }

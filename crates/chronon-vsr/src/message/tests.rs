@@ -82,6 +82,7 @@ fn sample(command: Command) -> Message {
             read_round: 0x7170,
             applied: applied(),
             disk_age_us: 0x1415_1617,
+            divergence: Divergence::NONE,
         },
         Command::CommitOk => Payload::CommitOk {
             read_round: 0x7170,
@@ -252,6 +253,26 @@ const GOLDEN: [(Command, usize, &str, &str); 22] = [
         "33607ac23eb081a317fa3e31a104e00c",
     ),
 ];
+
+/// Where nobody differs a Commit ends with zeros, as it did before anybody was judged.
+#[test]
+fn a_commit_that_names_who_differs_has_these_bytes_and_names_no_voter_that_cannot_be() {
+    let mut message = sample(Command::Commit);
+    let Payload::Commit { divergence, .. } = &mut message.payload else { unreachable!("it is a Commit") };
+    *divergence = Divergence { op: op(0xd5), digest: Some(Digest(0xd6)), voters: 0b10_0101 };
+    let mut bytes = message.encode(CLUSTER);
+    assert_eq!(hex(&bytes[132..150]), "d5000000000000d501d60000000000000025");
+    assert_eq!(decode(&bytes), Ok(message));
+    for voters in [1 << crate::VOTERS_MAX, u8::MAX] {
+        bytes[149] = voters;
+        reseal(&mut bytes);
+        assert_eq!(decode(&bytes), Err(DecodeError::Malformed));
+    }
+    // A digest that is said to be missing is not there.
+    (bytes[140], bytes[149]) = (0, 1);
+    reseal(&mut bytes);
+    assert_eq!(decode(&bytes), Err(DecodeError::Malformed));
+}
 
 #[test]
 fn every_message_has_the_bytes_that_it_always_had() {
@@ -574,6 +595,11 @@ fn any_message(prng: &mut Prng) -> Message {
             read_round: any_u64(prng),
             applied: any_applied(prng),
             disk_age_us: any_u64(prng) as u32,
+            divergence: Divergence {
+                op: any_op(prng),
+                digest: prng.chance(1, 2).then(|| Digest(any_u64(prng))),
+                voters: prng.below(1 << crate::VOTERS_MAX) as u8,
+            },
         },
         Command::CommitOk => Payload::CommitOk {
             read_round: any_u64(prng),

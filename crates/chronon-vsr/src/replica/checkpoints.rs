@@ -53,6 +53,8 @@ struct Freezing {
     end: u64,
     timestamp: Timestamp,
     release: Release,
+    /// It is durable, and waits for the end of a quarantine to be named.
+    held: Option<(Digest, Checksum)>,
 }
 
 /// Chunks being fetched: of a checkpoint to go on from, or those of the own one that were damaged.
@@ -122,19 +124,32 @@ impl Replica {
     pub(super) fn freeze(&mut self, op: Op) {
         let header = self.log.header(op).expect("its entry was just handed out");
         let (entry, end) = (header.op_ref(), header.end());
-        let freezing = Freezing { entry, end, timestamp: header.timestamp, release: header.release };
+        let (timestamp, release) = (header.timestamp, header.release);
+        let freezing = Freezing { entry, end, timestamp, release, held: None };
         self.checkpoints.freezing = Some(freezing);
         self.outputs.push_back(Output::Freeze(entry));
     }
 
     /// Every chunk of a checkpoint is durable: the superblock may name it.
     pub(super) fn on_frozen(&mut self, entry: OpRef, digest: Digest, root: Checksum) {
-        let Some(freezing) = self.checkpoints.freezing else { return };
+        let is_quarantined = self.is_quarantined();
+        let Some(freezing) = &mut self.checkpoints.freezing else { return };
         if freezing.entry != entry || self.checkpoints.asked.is_some() {
             return;
         }
-        let Freezing { entry, end, timestamp, release } = freezing;
+        if is_quarantined {
+            freezing.held = Some((digest, root));
+            return;
+        }
+        let Freezing { entry, end, timestamp, release, held: _ } = *freezing;
         self.persist_checkpoint(Checkpoint { entry, end, timestamp, digest, release, root: Some(root) });
+    }
+
+    /// The quarantine is over, and not by a peer's checkpoint: the own one that was held back was right.
+    pub(super) fn resume_freeze(&mut self) {
+        if let Some(Freezing { entry, held: Some((digest, root)), .. }) = self.checkpoints.freezing {
+            self.on_frozen(entry, digest, root);
+        }
     }
 
     /// Asks for a superblock that names a checkpoint. Nothing of the present stamp waits for it: what it says of the
@@ -153,8 +168,14 @@ impl Replica {
         }
         self.checkpoints.asked = None;
         let op = checkpoint.entry.op;
-        if self.checkpoints.freezing.is_some_and(|freezing| freezing.entry == checkpoint.entry) {
-            self.checkpoints.freezing = None;
+        if op <= self.committed_out {
+            // The own one; or, in quarantine, a peer's in place of it, for the next start to go on from.
+            if self.checkpoints.freezing.is_some_and(|freezing| freezing.entry.op <= op) {
+                self.checkpoints.freezing = None;
+            }
+            if self.checkpoints.transfer.as_ref().is_some_and(|transfer| transfer.target == checkpoint) {
+                self.checkpoints.transfer = None;
+            }
             self.log.checkpointed(checkpoint);
             self.event(Event::CheckpointDurable { op });
         } else {
@@ -163,7 +184,6 @@ impl Replica {
             if let Err(Fork { op }) = self.log.rebase(checkpoint) {
                 return self.halt(op);
             }
-            assert!(self.committed_out < op);
             self.pass_over_what_is_gone();
             self.install(checkpoint);
             self.event(Event::Synced { op });
@@ -178,6 +198,7 @@ impl Replica {
     /// Hands out a checkpoint to go on from.
     pub(super) fn install(&mut self, checkpoint: Checkpoint) {
         self.committed_out = checkpoint.entry.op;
+        self.forget_digests();
         self.checkpoints.installing = true;
         self.outputs.push_back(Output::Install(checkpoint));
     }
@@ -281,16 +302,26 @@ impl Replica {
         let Some(transfer) = &self.checkpoints.transfer else { return };
         let own = self.log.checkpoint();
         let repairs_own = transfer.target == *own;
-        let is_overtaken = transfer.target.entry.op <= self.committed_out.max(own.entry.op);
+        // What a quarantined replica executed takes it past nothing.
+        let reached = if self.is_quarantined() { own.entry.op } else { self.committed_out.max(own.entry.op) };
+        let is_overtaken = transfer.target.entry.op <= reached;
         if !repairs_own && is_overtaken && !self.checkpoints.is_switching() {
             self.checkpoints.transfer = None;
         }
     }
 
-    /// Begins a transfer when the log can't go on: what comes next is in nobody's ring any more.
+    /// Begins a transfer when the log can't go on: what comes next is in nobody's ring any more. Or when it must not: a
+    /// quarantined replica takes every newer state than its own that others hold.
     fn seek_checkpoint(&mut self) {
         let next = self.committed_out.next();
         let is_normal = matches!(self.part, Part::Leading(_) | Part::Following(_));
+        if self.is_quarantined() {
+            return match self.best_offer(Op::ROOT) {
+                _ if !is_normal || self.checkpoints.is_switching() => {}
+                Some(target) => self.start_transfer(target),
+                None => self.ask_for_newer_log(),
+            };
+        }
         if !is_normal
             || self.checkpoints.is_switching()
             || self.log.committed().op < next
@@ -309,7 +340,7 @@ impl Replica {
     /// StartView is adopted first.
     fn ask_for_newer_log(&mut self) {
         let (now, committed) = (self.now.monotonic, self.log.committed().op);
-        let is_beyond = self.peers.offers().any(|offer| committed < offer.entry.op);
+        let is_beyond = self.peers.offers().any(|(_, offer)| committed < offer.entry.op);
         if is_beyond && self.checkpoints.view.is_due(now) {
             self.checkpoints.view.done(now, CHUNK_PATIENCE, CHUNK_PATIENCE_MAX, &mut self.prng);
             if let Part::Following(following) = &mut self.part {
@@ -326,7 +357,8 @@ impl Replica {
             let op = offer.entry.op;
             offer.root.is_some() && least <= op && op <= most && self.log.checkpoint().entry.op < op
         };
-        let offers: Vec<Checkpoint> = self.peers.offers().filter(fits).collect();
+        let trusted = self.peers.offers().filter(|(replica, _)| self.is_trusted(*replica));
+        let offers: Vec<Checkpoint> = trusted.map(|(_, offer)| offer).filter(fits).collect();
         let held_by = |offer: &Checkpoint| offers.iter().filter(|other| *other == offer).count();
         let rank = |offer: &Checkpoint| (self.quorums.replication <= held_by(offer), offer.entry.op);
         offers.iter().max_by_key(|offer| rank(offer)).copied()
@@ -482,7 +514,11 @@ impl Replica {
     // ---- serving --------------------------------------------------------------------------------------------
 
     pub(super) fn on_get_chunk(&mut self, from: ReplicaId, id: Checksum) {
-        if self.checkpoints.reading.len() < CHUNK_READS_MAX && self.checkpoints.reading.insert((from, id)) {
+        if self.is_quarantined() {
+            self.send_outside(from, Payload::MissingChunk { id });
+        } else if self.checkpoints.reading.len() < CHUNK_READS_MAX
+            && self.checkpoints.reading.insert((from, id))
+        {
             self.outputs.push_back(Output::ReadChunk { to: from, id });
         }
     }
@@ -501,7 +537,8 @@ impl Replica {
     /// A peer shows its durable checkpoint. Every replica's at one op must be the same (I11).
     pub(super) fn note_offer(&mut self, from: ReplicaId, checkpoint: Checkpoint) {
         let own = self.log.checkpoint();
-        let differs = own.entry.op == checkpoint.entry.op && *own != checkpoint;
+        let is_offered = checkpoint.root.is_some();
+        let differs = is_offered && own.entry.op == checkpoint.entry.op && *own != checkpoint;
         if differs && self.mismatched.insert(from) {
             self.event(Event::CheckpointMismatch { op: checkpoint.entry.op, peer: from });
         }

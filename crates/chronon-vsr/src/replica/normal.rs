@@ -8,8 +8,8 @@ use super::{Part, Recipients, Replica, Room, Timing};
 use crate::detector::Detector;
 use crate::event::{DropReason, Suspicion};
 use crate::{
-    Applied, Duration, Entry, Event, Instant, Mutation, Op, OpRef, PIPELINE_MAX, Payload, Prng, ReplicaId,
-    Stamp,
+    Applied, Divergence, Duration, Entry, Event, Instant, Mutation, Op, OpRef, PIPELINE_MAX, Payload, Prng,
+    ReplicaId, Stamp,
 };
 
 /// How far beyond the head entries are kept until the gap below them closes.
@@ -48,6 +48,7 @@ pub(crate) struct Heartbeat {
     pub(crate) commit_max: OpRef,
     pub(crate) read_round: u64,
     pub(crate) applied: Applied,
+    pub(crate) divergence: Divergence,
 }
 
 impl Following {
@@ -117,7 +118,8 @@ impl Replica {
             return;
         }
         self.learn_commit(heartbeat.commit_max);
-        self.compare_digest(from, heartbeat.applied);
+        self.hear_digest(from, heartbeat.applied);
+        self.hear_divergence(heartbeat.read_round, heartbeat.divergence);
         self.seek_gap();
         let votes = self.membership.is_voter(self.me);
         if matches!(self.part, Part::Following(_)) && self.is_promised() && votes {

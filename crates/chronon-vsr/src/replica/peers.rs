@@ -95,8 +95,13 @@ impl Peers {
     }
 
     /// The checkpoints that peers offer.
-    pub(crate) fn offers(&self) -> impl Iterator<Item = Checkpoint> + '_ {
-        self.peers.values().filter_map(|peer| peer.offer)
+    pub(crate) fn offers(&self) -> impl Iterator<Item = (ReplicaId, Checkpoint)> + '_ {
+        self.peers.iter().filter_map(|(replica, peer)| Some((*replica, peer.offer?)))
+    }
+
+    /// The start of a peer that is listened to.
+    pub(crate) fn incarnation(&self, peer: ReplicaId) -> Option<Incarnation> {
+        self.peers.get(&peer).and_then(|peer| peer.verified)
     }
 
     pub(crate) fn note_offer(&mut self, peer: ReplicaId, checkpoint: Checkpoint) {
@@ -221,7 +226,7 @@ impl Replica {
         Identity {
             disk: self.disk,
             acked,
-            checkpoint: *self.log.checkpoint(),
+            checkpoint: self.offered_checkpoint(),
             release: self.options.release,
             busy: self.busy_with().unwrap_or(Op::ROOT),
         }

@@ -174,7 +174,7 @@ impl Replica {
     pub(super) fn send_start_view(&mut self, to: Recipients, nonce: u64) {
         let start_view = Payload::StartView {
             commit_max: self.log.committed(),
-            checkpoint: *self.log.checkpoint(),
+            checkpoint: self.offered_checkpoint(),
             suffix: self.log.suffix(),
             nonce,
         };
@@ -220,7 +220,7 @@ impl Replica {
             self.peers.note_acked(from, entry.op);
         }
         self.note_progress(from, applied.op);
-        self.compare_digest(from, applied);
+        self.hear_digest(from, applied);
         self.confirm_rounds();
     }
 
@@ -268,6 +268,7 @@ impl Replica {
     pub(super) fn is_serving(&self, leading: &Leading) -> bool {
         let reached = leading.first_commit_reached && leading.first_commit <= self.applied.op;
         leading.abdicating.is_none()
+            && !self.is_quarantined()
             && (reached || self.options.mutations.breaks(Mutation::ServeBeforeFirstCommit))
     }
 
@@ -287,7 +288,7 @@ impl Replica {
         leading.disks.insert(from, (Duration::from_micros(u64::from(disk_age_us)), now));
         leading.rounds.heard(from, read_round);
         self.note_progress(from, applied.op);
-        self.compare_digest(from, applied);
+        self.hear_digest(from, applied);
         self.confirm_rounds();
     }
 
@@ -313,6 +314,7 @@ impl Replica {
             leading.pauses.until = Instant::NEVER;
         }
         if leading.heartbeat_at <= now {
+            self.judge_disputed();
             self.judge_primacy();
             self.judge_lag();
             let Part::Leading(leading) = &mut self.part else { return };
@@ -389,7 +391,10 @@ impl Replica {
             && self.room == Room::Short
             && self.quorums.view_change <= others_healthy;
 
+        let has_diverged = self.is_quarantined() && self.has_trusted_peer();
+
         match leading.abdicating {
+            None if has_diverged => self.abdicate(Abdication::Diverged),
             None if is_unheard => self.abdicate(Abdication::Unheard),
             None if is_stalled => {
                 self.stalls += 1;
@@ -402,6 +407,7 @@ impl Replica {
                     Abdication::Unheard => !is_unheard,
                     Abdication::DiskStalled => self.disk_age.at(now) < DISK_HEALTHY,
                     Abdication::DiskFull => self.room == Room::Enough,
+                    Abdication::Diverged => !has_diverged,
                     Abdication::Asked => STEP_DOWN_PATIENCE < now.since(since),
                 };
                 // Nobody took over, and the cause is gone: it still leads.

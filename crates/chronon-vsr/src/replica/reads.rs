@@ -99,6 +99,9 @@ impl RemoteReads {
 impl Replica {
     pub(super) fn start_read(&mut self) -> Result<ReadNumber, NotReadable> {
         let read = ReadNumber(self.read_number);
+        if self.is_quarantined() && !self.options.mutations.breaks(Mutation::QuarantinedAnswers) {
+            return Err(NotReadable::NoPrimary);
+        }
         match self.primary() {
             None => return Err(NotReadable::NoPrimary),
             Some(primary) if primary == self.me => self.join_round(Reader::Here(read))?,
@@ -168,6 +171,7 @@ impl Replica {
             read_round: number,
             applied: self.applied,
             disk_age_us: self.disk_age_us(),
+            divergence: self.divergence(),
         };
         self.send(Recipients::All, commit);
         if self.options.mutations.breaks(Mutation::GateWithoutRound) {

@@ -76,7 +76,7 @@ impl Replica {
             },
             committed_out: Op::ROOT,
             applied: Applied { op: Op::ROOT, digest: Digest::default() },
-            digests: BTreeMap::new(),
+            digests: super::quarantine::Digests::new(),
             mismatched: BTreeSet::new(),
             disk_age: DiskAge { told: Duration::ZERO, at: monotonic },
             room: Room::Enough,

@@ -177,19 +177,16 @@ impl Replica {
         self.count_leaving();
     }
 
+    /// The next stamp whose primary lives and has the cluster's state; if there is none, lives.
     fn next_living_stamp(&self) -> Stamp {
         let (now, window) = (self.now.monotonic, self.options.timing.ping * 3);
         let lives = |replica| {
             replica == self.me || (!self.peers.is_gone(replica) && self.peers.is_heard(replica, now, window))
         };
-        let mut stamp = self.stamp.next_view();
-        for _ in 0..self.quorums.voters {
-            if lives(self.membership.primary(stamp)) {
-                return stamp;
-            }
-            stamp = stamp.next_view();
-        }
-        self.stamp.next_view()
+        let turns = core::iter::successors(Some(self.stamp.next_view()), |stamp| Some(stamp.next_view()));
+        let living = turns.take(self.quorums.voters).filter(|stamp| lives(self.membership.primary(*stamp)));
+        let mut trusted = living.clone().filter(|stamp| self.is_trusted(self.membership.primary(*stamp)));
+        trusted.next().or_else(|| living.clone().next()).unwrap_or(self.stamp.next_view())
     }
 
     pub(super) fn leaving_deadline(&self) -> Instant {
@@ -472,6 +469,7 @@ impl Replica {
             self.log.hold(entry, OnDisk::No);
         }
         self.part = Part::Leading(Leading::new(self.now.monotonic, head));
+        self.begin_to_judge();
         self.adopt(self.stamp, commit_max, &headers);
     }
 
