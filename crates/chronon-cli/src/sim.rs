@@ -294,6 +294,7 @@ fn exit_code(report: &Report) -> ExitCode {
             | Checker::Time
             | Checker::Twice
             | Checker::Digest
+            | Checker::Quarantine
             | Checker::Checkpoints
             | Checker::Sessions
             | Checker::Durability

@@ -63,5 +63,5 @@ pub use state::{Fold, State, StateField};
 pub use table::{Cell, Key, Set, Table, Value};
 pub use view::{
     ActView, Asked, AttemptView, ClaimState, ClaimView, EffectFilter, EffectState, EffectView, EngineStatus,
-    KeyView, Order, OutcomeView, SinkView, UnknownEffectState, rfc3339,
+    KeyView, Order, OutcomeView, Reported, SinkView, UnknownEffectState, rfc3339,
 };

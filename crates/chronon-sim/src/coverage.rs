@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 
 /// Events that every batch of [`BATCH_MIN`] seeds of the default swarm reaches: those of the protocol by the name of their
 /// [`chronon_vsr::Event`], the others by names of their own.
-pub const EXPECTED: [&str; 37] = [
+pub const EXPECTED: [&str; 42] = [
     "Abdicated",
+    "AnswerWithheld",
     "Busy",
     "CheckpointDurable",
     "ClaimInDoubt",
     "ClockDegraded",
     "CommitAnswerLost",
     "DamagedEntryFound",
+    "Diverged",
     "EffectDelivered",
     "EffectExhausted",
     "EffectFailed",
@@ -28,11 +30,14 @@ pub const EXPECTED: [&str; 37] = [
     "PerformanceCompared",
     "PrimaryStarted",
     "ProbedTooEarly",
+    "QuarantineLifted",
+    "Quarantined",
     "ReadRoundConfirmed",
     "RepeatAnswered",
     "RolledBack",
     "SessionEvicted",
     "SinkDied",
+    "Slipped",
     "StoredErrorReplayed",
     "SyncStarted",
     "Synced",

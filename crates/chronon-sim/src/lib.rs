@@ -26,6 +26,7 @@ mod registers;
 mod scenario;
 mod simulation;
 mod sink;
+mod slip;
 mod swarm;
 mod trace;
 mod workload;

@@ -40,10 +40,13 @@ struct Delays {
 /// three.
 const CHECKPOINT_MAX: Duration = Duration::from_millis(2);
 
-/// Whether this cluster can be measured: a backup must be dispensable, callers must not be told to come back, and the
+/// Whether this cluster can be measured: a backup must be dispensable, with nobody in quarantine, callers must not be told to come back, and the
 /// log must not wait for checkpoints most of the time.
 pub(crate) fn is_measurable(world: &World) -> bool {
     if CHECKPOINT_MAX < world.config().pace.checkpoint {
+        return false;
+    }
+    if world.replicas().into_iter().any(|replica| world.is_quarantined(replica)) {
         return false;
     }
     let queue = world.config().limits.queue_requests_max;

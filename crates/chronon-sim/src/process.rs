@@ -11,6 +11,7 @@ use crate::CallId;
 use crate::clock::MachineClock;
 use crate::disk::SimDisk;
 use crate::event::Event;
+use crate::slip::Slip;
 use crate::world::Store;
 
 /// What survives a process.
@@ -41,6 +42,12 @@ pub(crate) struct Machine {
     pub(crate) back_rests_until: Instant,
     /// Executing an op takes this much longer.
     pub(crate) back_slow: Duration,
+    /// When its engine comes to something else than everybody else's.
+    pub(crate) slip: Slip,
+    /// Whether that was still to come when it was last looked at.
+    pub(crate) slips: bool,
+    /// Its engine has done so, in this life or in one whose checkpoint it went on from.
+    pub(crate) diverged: bool,
 }
 
 /// A running replica.
@@ -88,6 +95,11 @@ pub(crate) struct Timer {
 }
 
 impl Machine {
+    /// Whether its engine has slipped since this was asked last.
+    pub(crate) fn slipped(&mut self) -> bool {
+        std::mem::replace(&mut self.slips, self.slip.is_due()) && !self.slip.is_due()
+    }
+
     pub(crate) fn is_running(&self) -> bool {
         self.process.is_some() && !self.paused
     }

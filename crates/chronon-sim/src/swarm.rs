@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use chronon_kernel::{Contract, EffectFilter, Parked, RequestResult};
-use chronon_vsr::{Duration, Instant, Mutations, Prng, Quorums, ReplicaId, Ring};
+use chronon_vsr::{Duration, Instant, Mutations, Op, Prng, Quorums, ReplicaId, Ring};
 
 use crate::performance;
 use crate::plot::Plot;
@@ -406,6 +406,8 @@ impl Swarm {
             let violation = match ended {
                 Ok(Ok(())) if run.refused => break,
                 Ok(Ok(())) => continue,
+                // More replicas than one hold a wrong state by now, and may outvote the others: beyond what is promised.
+                _ if world.has_spread() => break,
                 Ok(Err(violation)) => violation,
                 Err(panic) => Violation::new(Checker::Panic, panic_message(&*panic)),
             };
@@ -510,6 +512,8 @@ struct Run {
     faults: u32,
     beyond: bool,
     performance: bool,
+    /// Whose machine slips, and from which op on.
+    slip: Option<(ReplicaId, Op)>,
     /// Somebody has refused, and rightly so: the run ends there.
     refused: bool,
 }
@@ -609,6 +613,7 @@ impl Run {
                 ..SinkBehaviour::GOOD
             };
         }
+        let slip = Run::draw_slip(seed, &menu, replicas);
         Run::draw_ring(swarm, seed, &mut config);
         Run::draw_limits(seed, &menu, &mut config);
         let victim = ReplicaId::new(prng.below(replicas as u64) as u8);
@@ -622,6 +627,7 @@ impl Run {
             faults: 0,
             beyond: swarm.beyond,
             performance: swarm.performance && !swarm.beyond,
+            slip,
             refused: false,
         }
     }
@@ -663,8 +669,20 @@ impl Run {
         }
     }
 
+    /// A machine that is not deterministic once, from a source of its own. Its disk counts as damaged, so no other's
+    /// may be; and two replicas can't tell whose fault it is.
+    fn draw_slip(seed: u64, menu: &Menu, replicas: usize) -> Option<(ReplicaId, Op)> {
+        let mut prng = Prng::new(seed ^ 0x511b_0000_d1ff_0000);
+        let may = 3 <= replicas && !menu.rot && !menu.lost && prng.chance(1, 3);
+        let replica = ReplicaId::new(prng.below(replicas as u64) as u8);
+        may.then(|| (replica, Op::new(prng.between(20, 160))))
+    }
+
     /// Under faults, until the clients are done or time is up.
     fn safety(&mut self, world: &mut World) -> Result<(), Violation> {
+        if let Some((replica, op)) = self.slip {
+            world.slip(replica, op);
+        }
         let end = Instant::ZERO + SAFETY_MAX;
         while world.now() < end && !world.clients_done() {
             let pause = crate::network::exponential(&mut self.prng, self.fault_mean);
@@ -737,7 +755,7 @@ impl Run {
         let quorums = Quorums::of(replicas.len());
         let most = replicas.len() - quorums.view_change.max(quorums.replication);
         let mut outside = Vec::new();
-        for damaged in world.damaged_disks() {
+        for damaged in world.slipping().into_iter().chain(world.damaged_disks()) {
             if outside.len() < most {
                 outside.push(damaged);
                 replicas.retain(|replica| *replica != damaged);
@@ -788,7 +806,9 @@ impl Run {
         run(world, 2 * QUIET)?;
         let head = world.commits().head();
         run(world, QUIET)?;
-        if world.commits().head() != head {
+        // Whoever is quarantined does not see in its state what the log holds, and proposes an end that it knows again.
+        let sees_all = !world.replicas().into_iter().any(|replica| world.is_quarantined(replica));
+        if world.commits().head() != head && sees_all {
             let requests = world.commits().get(head.next()).map(|committed| &committed.requests);
             let what =
                 format!("an idle cluster went on from op {head} to {}: {requests:?}", world.commits().head());

@@ -5,6 +5,7 @@ mod disks;
 mod faults;
 mod halves;
 mod machines;
+mod quarantine;
 mod quiet;
 mod sinks;
 mod vaults;
@@ -27,9 +28,11 @@ use crate::event::{Event, Scheduled};
 use crate::network::Network;
 use crate::process::{Machine, Process};
 use crate::sink::evidence;
+use crate::slip::Slip;
 use crate::trace::Who;
 use crate::{CallKind, Config, Sink, SinkKind, Trace, Violation, Workload};
 
+use quarantine::Slips;
 pub(crate) use vaults::Store;
 
 /// How soon an idle journal whose newest group lacks evidence writes it.
@@ -85,6 +88,7 @@ pub struct World {
     pub(crate) gate_watch: GateWatch,
     pub(crate) promises: Promises,
     pub(crate) bounds: Bounds,
+    pub(crate) slips: Slips,
     reached: BTreeMap<&'static str, u64>,
     violation: Option<Violation>,
     front_outputs: Vec<FrontOutput>,
@@ -121,6 +125,9 @@ impl World {
                 forsaken: false,
                 back_rests_until: Instant::ZERO,
                 back_slow: Duration::ZERO,
+                slip: Slip::default(),
+                slips: false,
+                diverged: false,
             });
         }
         let mut sinks = BTreeMap::new();
@@ -176,6 +183,7 @@ impl World {
             gate_watch: GateWatch::default(),
             promises: Promises::new(config.replicas),
             bounds,
+            slips: Slips::default(),
             reached: BTreeMap::new(),
             violation: None,
             front_outputs: Vec::new(),

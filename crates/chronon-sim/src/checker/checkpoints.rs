@@ -1,6 +1,6 @@
 //! Checkpoints: the same at one op on every replica; none is left out; and the ring lets go only of what they cover.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chronon_vsr::{
     Checkpoint, Checksum, Digest, Entry, Message, Op, OpRef, Payload, Quorums, ReplicaId, Ring,
@@ -15,6 +15,8 @@ pub struct Checkpoints {
     quorums: Quorums,
     /// The root at each op, as it was first seen.
     roots: BTreeMap<Op, Checksum>,
+    /// Roots that only a diverged replica wrote.
+    wrong: BTreeSet<Checksum>,
     /// What each replica's superblock names, in any incarnation.
     durable: BTreeMap<ReplicaId, Op>,
     /// A checkpoint op was handed out: what must come next.
@@ -29,6 +31,7 @@ impl Checkpoints {
             ring,
             quorums: Quorums::of(replicas),
             roots: BTreeMap::new(),
+            wrong: BTreeSet::new(),
             durable: BTreeMap::new(),
             due: BTreeMap::new(),
             released: BTreeMap::new(),
@@ -67,6 +70,16 @@ impl Checkpoints {
         Ok(())
     }
 
+    /// A replica that has diverged has written a checkpoint of its own.
+    pub(crate) fn on_written_wrong(&mut self, root: Checksum) {
+        self.wrong.insert(root);
+    }
+
+    /// Whether only a diverged replica wrote this checkpoint.
+    pub(crate) fn is_wrong(&self, root: Checksum) -> bool {
+        self.wrong.contains(&root)
+    }
+
     /// A replica's superblock names this checkpoint: as it says, or as it starts with it (I2).
     pub(crate) fn on_durable(
         &mut self,
@@ -80,7 +93,7 @@ impl Checkpoints {
             let what = format!("R{replica} has a checkpoint of {checksum} at op {op}, which nobody executed");
             return Err(Violation::new(Checker::Checkpoints, what));
         }
-        if self.roots.get(&op) != Some(&root) {
+        if self.roots.get(&op) != Some(&root) && !self.is_wrong(root) {
             let what = format!("R{replica} has the checkpoint {root} of op {op}, which nobody wrote");
             return Err(Violation::new(Checker::Checkpoints, what));
         }

@@ -33,6 +33,8 @@ pub enum Checker {
     Time,
     /// Replicas disagree about what an op did (I11).
     Digest,
+    /// A replica whose state differs from the others' is not found out, or speaks of that state once it is.
+    Quarantine,
     /// Replicas disagree about a checkpoint, left one out, or let go of what none covers (I8, I11, §8).
     Checkpoints,
     /// A request was applied twice, or answered in two ways (I9).

@@ -135,6 +135,8 @@ impl World {
                 let fetches = process.fetching && process.front.replica().is_fetching_state();
                 let verdict = self.checkpoints.on_send(id, &message, fetches);
                 self.judge(verdict);
+                let verdict = self.judge_chunk(at, &message);
+                self.judge(verdict);
                 self.send(at, to, message);
             }
             FrontOutput::Persist(write) => {
@@ -191,6 +193,9 @@ impl World {
             FrontOutput::Vault(task) => self.give_vault(at, Task::Front(task)),
             FrontOutput::Answer(token, answer) => {
                 let Some((client, call)) = self.process(at).tokens.remove(&token) else { return };
+                if !self.may_tell(at, &answer) {
+                    return;
+                }
                 let delay = self.network.delay();
                 if !self.client_message_lost() {
                     self.schedule(delay, Event::ClientAnswer { client, call, token, answer });
@@ -208,11 +213,11 @@ impl World {
                     _ => {}
                 }
                 // Disks are never exchanged here, and no replica is outside the protocol.
-                use chronon_vsr::Event::{CheckpointMismatch, DigestMismatch, ForkDetected, PeerRefused};
+                use chronon_vsr::Event::{ForkDetected, PeerRefused};
                 let bad = [
                     (matches!(event, ForkDetected { .. }), Checker::Commits),
                     (matches!(event, PeerRefused { .. }), Checker::Promises),
-                    (matches!(event, DigestMismatch { .. } | CheckpointMismatch { .. }), Checker::Digest),
+                    (self.is_unfounded(&event), Checker::Digest),
                 ];
                 if let Some((_, checker)) = bad.into_iter().find(|(is, _)| *is) {
                     self.object(Violation::new(checker, format!("R{id}: {event:?}")));
@@ -294,7 +299,7 @@ impl World {
                         self.trace.note(self.now, Who::Replica(id), applied.digest.0, || {
                             format!("executed {}: {results:?}", applied.op)
                         });
-                        let verdict = self.results.on_executed(&self.commits, id, *applied, results);
+                        let verdict = self.judge_executed(at, *applied, results);
                         self.judge(verdict);
                         let status = self.process(at).back.engine().status();
                         let verdict = self.bounds.on_back(id, &status);

@@ -96,6 +96,8 @@ impl World {
             limits: self.config.engine,
             mutations: self.config.mutations,
         });
+        let engine = machine.slip.engine(engine, 1 + at as u64);
+        machine.diverged = false;
         let (id, incarnation) = (machine.id, recovered.incarnation);
         self.trace.note(self.now, Who::Replica(id), incarnation.value(), || {
             let (stamp, log_stamp) = (recovered.state.stamp, recovered.state.log_stamp);

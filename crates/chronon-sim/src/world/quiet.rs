@@ -23,8 +23,11 @@ impl World {
         let head = self.commits.head();
         for machine in &self.machines {
             let id = machine.id;
-            if machine.forsaken {
+            if machine.forsaken || self.is_quarantined(id) {
                 continue;
+            }
+            if machine.diverged {
+                return Err(format!("nobody has found out that R{id} differs from the others"));
             }
             let Some(process) = machine.process.as_ref().filter(|_| !machine.paused) else {
                 return Err(format!("R{id} does not run"));
@@ -112,7 +115,8 @@ impl World {
         }
         let state = chunks_of(&*engine);
         for machine in &self.machines {
-            let Some(process) = machine.process.as_ref().filter(|_| !machine.forsaken) else { continue };
+            let is_waited_for = !machine.forsaken && !self.is_quarantined(machine.id);
+            let Some(process) = machine.process.as_ref().filter(|_| is_waited_for) else { continue };
             let own = process.back.engine();
             if own.applied() == engine.applied() && chunks_of(own) != state {
                 let what = format!("R{} holds another state than a replay of the log", machine.id);

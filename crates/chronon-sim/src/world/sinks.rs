@@ -30,6 +30,8 @@ impl World {
         }
         let verdict = self.gate_watch.on_passed(self.now(), id, attempt.stamp);
         self.judge(verdict);
+        let verdict = self.judge_start(at);
+        self.judge(verdict);
         let Some(sink) = self.sinks.get_mut(&attempt.sink) else {
             let end = Ended::Definite { retry_after: None, evidence: evidence("no such host") };
             return self.give_back(at, ended(&attempt, AttemptEnd::Ended(end)));

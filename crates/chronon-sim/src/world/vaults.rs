@@ -402,7 +402,6 @@ impl World {
 
     /// Looks whether what was to become durable is.
     fn note_progress(&mut self, at: usize) {
-        let id = self.machines[at].id;
         let store = &mut self.process(at).store;
         if !store.vault.idle() {
             return;
@@ -417,7 +416,7 @@ impl World {
             let writing = store.writing.take().expect("it was just looked at");
             let sizes = writing.list.chunks.into_iter().collect();
             store.before = Some(Written { frozen: writing.frozen, sizes });
-            let verdict = self.checkpoints.on_written(&self.results, id, entry, digest, root);
+            let verdict = self.judge_checkpoint(at, entry, digest, root);
             self.judge(verdict);
             self.report(at, VaultReport::Frozen { entry, digest, root });
         }
@@ -485,6 +484,7 @@ impl World {
                 process.store.before = None;
                 let digest = engine.freeze().digest();
                 process.back.install(now, &checkpoint, engine);
+                self.note_restored(at, root);
                 self.trace.note(self.now, Who::Replica(self.machines[at].id), digest.0, || {
                     format!("restores the state of op {}", checkpoint.entry.op)
                 });

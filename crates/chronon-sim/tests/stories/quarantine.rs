@@ -1,0 +1,328 @@
+//! Machines that are not deterministic: whoever comes to something else than the others is found out, says nothing more,
+//! and gets the others' state (scenario 40).
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use chronon_kernel::Consistency;
+use chronon_sim::{ALL, CallKind, Cluster, Fate, World};
+use chronon_vsr::{Abdication, Checksum, Duration, Event, Op, Payload, ReplicaId};
+
+/// A replica that slips under load is found out within so many ops.
+const FOUND_WITHIN: u64 = 16;
+
+fn is_quarantined(event: &Event) -> bool {
+    matches!(event, Event::Quarantined { .. })
+}
+
+fn is_lifted(event: &Event) -> bool {
+    matches!(event, Event::QuarantineLifted { .. })
+}
+
+/// A cluster of so many that takes a checkpoint about every so many ops, and has done something already.
+fn cluster(replicas: usize, seed: u64, interval: u64) -> Cluster {
+    let mut c = Cluster::new(replicas).seed(seed).tiny_log(interval);
+    c = c.with(|config| config.clients.wander = 500_000);
+    c.submit(10).settle();
+    c
+}
+
+/// The replica's next command comes out wrong. The first op that may hold it.
+fn slip(c: &mut Cluster, replica: ReplicaId) -> Op {
+    let from = c.head().next();
+    c.world().slip(replica, from);
+    from
+}
+
+/// The op by which a replica was found out.
+fn found(c: &mut Cluster, replica: ReplicaId) -> Option<Op> {
+    let events = c.world().events().iter().rev();
+    events
+        .filter(|(_, who, _)| *who == replica)
+        .find_map(|(_, _, event)| if let Event::Quarantined { op, .. } = event { Some(*op) } else { None })
+}
+
+/// Waits until a replica has the cluster's state again, and everybody knows it.
+fn heals(c: &mut Cluster, replica: ReplicaId) {
+    c.until("it is believed again", |world| !world.has_diverged(replica) && !world.is_quarantined(replica));
+    c.settle().assert_event(replica, is_lifted);
+    assert!(!c.world().is_quarantined(replica));
+}
+
+/// The root that a replica's superblock names, if it is not what the log comes to at that op.
+fn wrong_root(world: &World, replica: ReplicaId) -> Option<Checksum> {
+    let checkpoint = world.replica(replica)?.checkpoint();
+    let right = world.checkpoints().roots().get(&checkpoint.entry.op);
+    checkpoint.root.filter(|root| Some(root) != right)
+}
+
+/// Every client asks for what any replica may say of its own state.
+fn ask_everybody(c: &mut Cluster) {
+    for client in 1..=8 {
+        let (workload, prng) = c.world().workload();
+        let query = workload.query(prng);
+        c.world().ask(client, CallKind::Query { consistency: Consistency::Local, query });
+        c.start_read();
+    }
+}
+
+fn withheld(c: &mut Cluster) -> u64 {
+    c.world().reached().get("AnswerWithheld").copied().unwrap_or(0)
+}
+
+#[test]
+fn a_backup_that_diverges_is_found_within_a_few_ops_answers_nothing_and_heals_by_a_peers_checkpoint() {
+    for seed in 0..4 {
+        let mut c = cluster(3, seed, 60);
+        let diverged = c.backups()[0];
+        let from = slip(&mut c, diverged);
+        c.start(40).until("it is found out", |world| world.is_quarantined(diverged));
+        let found = found(&mut c, diverged).unwrap();
+        assert!(
+            from <= found && found.value() < from.value() + FOUND_WITHIN,
+            "slipped at {from}, found by {found}"
+        );
+        // The others go on, and nobody hears of it again.
+        let before = withheld(&mut c);
+        for _ in 0..8 {
+            ask_everybody(&mut c);
+            c.until("everybody is answered", |world| world.clients_done());
+        }
+        assert!(before < withheld(&mut c), "nobody asked the diverged one");
+        // Until a checkpoint of theirs is beyond what it has executed.
+        c.submit(120);
+        heals(&mut c, diverged);
+        c.assert_event(diverged, |event| matches!(event, Event::Synced { .. }));
+        let others: Vec<ReplicaId> = ALL.iter().copied().filter(|replica| *replica != diverged).collect();
+        assert_eq!(c.count_events(&others, is_quarantined), 0);
+    }
+}
+
+#[test]
+fn a_primary_that_diverges_hands_over_and_says_nothing_wrong_after_that() {
+    for seed in 0..4 {
+        let mut c = cluster(3, seed, 60);
+        let diverged = c.primary();
+        slip(&mut c, diverged);
+        c.start(40).until("it is found out", |world| world.is_quarantined(diverged));
+        c.until("another one leads", move |world| world.primary().is_some_and(|primary| primary != diverged));
+        let why = Abdication::Diverged;
+        c.assert_event(
+            diverged,
+            |event| matches!(event, Event::Abdicated { why: found, .. } if *found == why),
+        );
+        ask_everybody(&mut c);
+        c.submit(120);
+        heals(&mut c, diverged);
+    }
+}
+
+#[test]
+fn a_quarantined_replica_does_not_lead_while_another_can() {
+    let mut c = cluster(3, 1, 10_000);
+    let diverged = c.backups()[0];
+    slip(&mut c, diverged);
+    c.submit(5).until("it is found out", |world| world.is_quarantined(diverged));
+    let is_start = |event: &Event| matches!(event, Event::PrimaryStarted { .. });
+    let led = c.count_events(&[diverged], is_start);
+    for _ in 0..4 {
+        let primary = c.primary();
+        assert_ne!(primary, diverged);
+        c.replica(primary).step_down();
+        c.until("another one leads", move |world| world.primary().is_some_and(|now| now != primary));
+    }
+    c.submit(5).run(Duration::from_secs(1));
+    assert!(c.world().is_quarantined(diverged));
+    assert_eq!(c.count_events(&[diverged], is_start), led);
+    // It has voted and acked all the while: with it alone the others' word would not be kept.
+    let others: Vec<ReplicaId> = c.backups().into_iter().filter(|replica| *replica != diverged).collect();
+    c.replica(others[0]).crash();
+    c.submit(5).replica(others[0]).restart();
+    c.settle();
+}
+
+#[test]
+fn three_replicas_that_come_to_three_things_halt_and_acknowledge_nothing_more() {
+    for seed in 0..4 {
+        let mut c = cluster(3, seed, 10_000);
+        let backups = c.backups();
+        for replica in &backups {
+            slip(&mut c, *replica);
+        }
+        c.start(40).until("everybody is quarantined", |world| {
+            world.replicas().into_iter().all(|replica| world.is_quarantined(replica))
+        });
+        assert_eq!(c.count_events(ALL, is_quarantined), 3);
+        // Answers that were on their way arrive.
+        c.run(Duration::from_millis(50));
+        assert_eq!(c.world().primary(), None, "nobody serves");
+        let (completed, head) = (c.completed().len(), c.head());
+        ask_everybody(&mut c);
+        c.start(40).run(Duration::from_secs(10));
+        assert_eq!(c.completed().len(), completed);
+        assert!(c.head().value() <= head.value() + chronon_vsr::PIPELINE_MAX, "nothing new is ordered");
+        for replica in c.world().replicas() {
+            let quarantine = c.world().status(replica).unwrap().quarantine.expect("it says why");
+            assert_eq!(quarantine.majority, None);
+            assert!(quarantine.own.is_some());
+        }
+        // Whoever starts again executes again. Two that come to the same are enough.
+        for replica in backups {
+            c.replica(replica).crash().restart();
+            c.run(Duration::from_secs(2));
+        }
+        c.until("every command is answered", |world| world.clients_done()).settle();
+        assert!(!c.world().replicas().into_iter().any(|replica| c.world().is_quarantined(replica)));
+    }
+}
+
+#[test]
+fn a_diverged_replica_that_starts_again_executes_again_and_is_believed() {
+    for seed in 0..4 {
+        let mut c = cluster(3, seed, 10_000);
+        let diverged = if seed % 2 == 0 { c.primary() } else { c.backups()[1] };
+        slip(&mut c, diverged);
+        c.submit(20).until("it is found out", |world| world.is_quarantined(diverged));
+        c.run(Duration::from_secs(5));
+        assert!(c.world().is_quarantined(diverged), "an idle cluster has no newer checkpoint");
+        let head = c.head();
+        c.replica(diverged).crash().restart();
+        c.run(Duration::from_secs(1)).settle();
+        assert!(!c.world().is_quarantined(diverged));
+        assert!(c.head().value() <= head.value() + 1, "a new primary may have had something to order");
+        // That it was believed once is nothing to its next start.
+        c.world().slip(diverged, Op::ROOT.next());
+        c.replica(diverged).crash().restart();
+        c.until("it is found out again", |world| world.is_quarantined(diverged));
+    }
+}
+
+#[test]
+fn two_replicas_that_disagree_both_halt_and_a_third_that_comes_back_decides() {
+    for seed in 0..4 {
+        let mut c = cluster(3, seed, 10_000);
+        let (right, backups) = (c.primary(), c.backups());
+        let wrong = backups[1];
+        c.replica(backups[0]).crash();
+        slip(&mut c, wrong);
+        c.start(10).until("both are quarantined", |world| {
+            world.replicas().into_iter().filter(|replica| world.is_quarantined(*replica)).count() == 2
+        });
+        c.replica(backups[0]).restart();
+        c.until("the right one is believed", move |world| {
+            !world.is_quarantined(right) && world.is_quarantined(wrong)
+        });
+        c.until("every command is answered", |world| world.clients_done());
+        c.replica(wrong).crash().restart();
+        c.settle();
+    }
+}
+
+#[test]
+fn a_wrong_checkpoint_is_offered_to_nobody_once_it_is_known_and_a_peers_takes_its_place() {
+    for seed in 0..4 {
+        let mut c = cluster(3, seed, 20);
+        let diverged = c.backups()[0];
+        let primary = c.primary();
+        slip(&mut c, diverged);
+        // It hears the primary and is not heard by it: its wrong state is on its disk before it is found out.
+        c.cut(diverged, primary).submit(100);
+        c.until("its superblock names a wrong state", |world| wrong_root(world, diverged).is_some());
+        // It gets nothing that could take the wrong one's place.
+        let offers = Rc::new(Cell::new(0));
+        let seen = Rc::clone(&offers);
+        c.heal().filter(move |envelope| match &envelope.message.payload {
+            Payload::Ping { identity, .. } | Payload::Pong { identity, .. } if envelope.from == diverged => {
+                seen.set(seen.get() + u32::from(identity.checkpoint.root.is_some()));
+                Fate::Pass
+            }
+            Payload::Chunk { .. } if envelope.to == diverged => Fate::Lose,
+            _ => Fate::Pass,
+        });
+        c.until("it is found out", |world| world.is_quarantined(diverged));
+        // What it said before is on its way.
+        offers.set(0);
+        c.run(Duration::from_secs(2));
+        assert!(wrong_root(c.world(), diverged).is_some());
+        assert_eq!(offers.get(), 0, "it shows a checkpoint");
+        c.unfilter().submit(200);
+        heals(&mut c, diverged);
+        c.replica(diverged).power_off().restart();
+        c.settle();
+        assert!(!c.world().has_diverged(diverged) && !c.world().is_quarantined(diverged));
+    }
+}
+
+#[test]
+fn a_state_that_was_frozen_wrong_is_not_named_once_that_is_known() {
+    for seed in 0..4 {
+        // Writing a checkpoint takes longer than finding out.
+        let mut c = Cluster::new(3).seed(seed).tiny_log(60).with(|config| {
+            config.pace.checkpoint = Duration::from_millis(300);
+        });
+        c.submit(10).settle();
+        let diverged = c.backups()[0];
+        let from = slip(&mut c, diverged);
+        c.start(160).until("it is found out", |world| world.is_quarantined(diverged));
+        let mut adopted = false;
+        c.until("it is believed again", |world| {
+            let replica = world.replica(diverged).expect("it runs");
+            let checkpoint = replica.checkpoint();
+            assert_eq!(wrong_root(world, diverged), None, "slipped at {from}, and names {checkpoint:?}");
+            let is_quarantined = world.is_quarantined(diverged);
+            adopted |= is_quarantined
+                && from <= checkpoint.entry.op
+                && checkpoint.entry.op <= replica.committed_out();
+            !is_quarantined
+        });
+        assert!(adopted, "a peer's takes its place for the next start");
+        let is_sync = |event: &Event| matches!(event, Event::SyncStarted { .. });
+        assert!(c.count_events(&[diverged], is_sync) < 10, "each is fetched once");
+        assert!(c.world().reached().contains_key("WrongCheckpoint"), "it was not writing one");
+        c.settle();
+    }
+}
+
+#[test]
+fn a_heartbeat_from_before_the_verdict_that_comes_late_clears_nobody() {
+    let mut c = cluster(3, 1, 10_000);
+    let diverged = c.backups()[0];
+    let mut holds = true;
+    c.filter(move |envelope| {
+        let is_heartbeat =
+            matches!(envelope.message.payload, Payload::Commit { .. }) && envelope.to == diverged;
+        if is_heartbeat && std::mem::take(&mut holds) { Fate::Hold } else { Fate::Pass }
+    });
+    c.run(Duration::from_millis(100));
+    assert_eq!(c.held().len(), 1);
+    slip(&mut c, diverged);
+    c.submit(5).until("it is found out", |world| world.is_quarantined(diverged));
+    // Two heartbeats that name it have come by now.
+    c.run(Duration::from_millis(100)).release();
+    for _ in 0..100 {
+        c.run(Duration::from_micros(100));
+        assert!(c.world().is_quarantined(diverged));
+    }
+}
+
+#[test]
+fn what_a_replica_said_before_it_was_healed_and_comes_late_is_not_held_against_it() {
+    let mut c = cluster(3, 1, 60);
+    let diverged = c.backups()[0];
+    slip(&mut c, diverged);
+    c.submit(5).until("it is found out", |world| world.is_quarantined(diverged));
+    // Idle: everybody says what came of the same op.
+    c.run(Duration::from_millis(500));
+    let mut holds = true;
+    c.filter(move |envelope| {
+        let is_answer =
+            matches!(envelope.message.payload, Payload::CommitOk { .. }) && envelope.from == diverged;
+        if is_answer && std::mem::take(&mut holds) { Fate::Hold } else { Fate::Pass }
+    });
+    c.run(Duration::from_millis(100));
+    assert_eq!(c.held().len(), 1);
+    c.submit(150);
+    heals(&mut c, diverged);
+    c.release().run(Duration::from_secs(1)).settle();
+    assert_eq!(c.count_events(ALL, is_quarantined), 1);
+}
