@@ -77,6 +77,36 @@ pub(crate) struct GroupHeader {
     pub(crate) durable_through: Sequence,
 }
 
+/// Bytes that a ring's WAL has; none for a ring that has no layout.
+pub fn wal_size(ring: &Ring) -> Option<u64> {
+    Sizes::of(ring).map(|sizes| sizes.file)
+}
+
+/// What follows from the ring, whosever it is.
+struct Sizes {
+    file: u64,
+    group_bodies_max: usize,
+    group_size_max: u64,
+}
+
+impl Sizes {
+    fn of(ring: &Ring) -> Option<Sizes> {
+        const GATHERED_MAX: u64 = 2 * 1024 * 1024;
+        let body_blocks = (ring.charge_max / BLOCK as u64).checked_sub(2)?;
+        let body_max = body_blocks.checked_mul(BLOCK_CONTENT as u64)?;
+        let group_bodies_max = usize::try_from(body_max.max(GATHERED_MAX.min(ring.log / 16))).ok()?;
+        let records = (1 + 2 * GROUP_ENTRIES_MAX) * RECORD;
+        let group_blocks_max = records.checked_add(group_bodies_max)?.div_ceil(BLOCK_CONTENT);
+        let group_size_max = u64::from(u16::try_from(group_blocks_max).ok()?) * BLOCK as u64;
+        // A quarter more for what is written twice; and room to move live entries out of the oldest groups
+        // whatever the ring's size, see `Journal::short_of_room`.
+        let quarter_more = ring.log.checked_add(ring.log / 4)?;
+        let room_to_move = ring.log.checked_add(8 * group_size_max)?;
+        let file = quarter_more.max(room_to_move).checked_next_multiple_of(BLOCK as u64)?;
+        Some(Sizes { file, group_bodies_max, group_size_max })
+    }
+}
+
 /// The fixed facts about a WAL file: everything that follows from the superblock alone.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Layout {
@@ -94,18 +124,7 @@ pub(crate) struct Layout {
 impl Layout {
     /// The layout of a ring's file; none when a group would not fit what a trailer can say.
     pub(crate) fn new(identity: &Identity, ring: &Ring) -> Option<Layout> {
-        const GATHERED_MAX: u64 = 2 * 1024 * 1024;
-        let body_blocks = (ring.charge_max / BLOCK as u64).checked_sub(2)?;
-        let body_max = body_blocks.checked_mul(BLOCK_CONTENT as u64)?;
-        let group_bodies_max = usize::try_from(body_max.max(GATHERED_MAX.min(ring.log / 16))).ok()?;
-        let records = (1 + 2 * GROUP_ENTRIES_MAX) * RECORD;
-        let group_blocks_max = records.checked_add(group_bodies_max)?.div_ceil(BLOCK_CONTENT);
-        let group_size_max = u64::from(u16::try_from(group_blocks_max).ok()?) * BLOCK as u64;
-        // A quarter more for what is written twice; and room to move live entries out of the oldest groups
-        // whatever the ring's size, see `Journal::short_of_room`.
-        let quarter_more = ring.log.checked_add(ring.log / 4)?;
-        let room_to_move = ring.log.checked_add(8 * group_size_max)?;
-        let size = quarter_more.max(room_to_move).checked_next_multiple_of(BLOCK as u64)?;
+        let Sizes { file: size, group_bodies_max, group_size_max } = Sizes::of(ring)?;
         let salt = Checksum::of_pieces(&[
             b"chronon wal",
             &identity.cluster.value().to_le_bytes(),

@@ -27,6 +27,7 @@ mod vault;
 pub use buffer::Bytes;
 pub use directory::{DataDirectory, RealDisk};
 pub use disk::{Disk, File, Step, perform, perform_step};
+pub use group::wal_size;
 pub use inspect::{
     ChainReport, CheckpointReport, CopyReport, Inspection, LogDamage, LogReport, SuperblockReport, inspect,
     replica_at_rest,
