@@ -20,8 +20,8 @@ const ALIGNMENT: usize = 4096;
 #[derive(Debug)]
 pub struct DataDirectory {
     path: PathBuf,
-    /// Holds the lock for as long as it is open.
-    _lock: fs::File,
+    /// Held for as long as they are open: the lock's file, and the superblock's, which nobody removes for being stale.
+    _locks: [fs::File; 2],
 }
 
 impl DataDirectory {
@@ -39,23 +39,24 @@ impl DataDirectory {
                 return Err(FormatError::NotEmpty { path, found });
             }
         }
+        let mut create = OpenOptions::new();
+        let locked = |error| match error {
+            TryLockError::WouldBlock => FormatError::Locked { path: path.clone() },
+            TryLockError::Error(source) => failed("lock")(source),
+        };
         let lock = open_lock(&path).map_err(failed("write to"))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(FormatError::Locked { path }),
-            Err(TryLockError::Error(source)) => return Err(failed("lock")(source)),
-        }
-        for file in File::FIXED {
-            let mut options = OpenOptions::new();
-            options.write(true).create_new(true);
-            options.open(path.join(file.name())).map_err(failed("make the files in"))?;
-        }
+        lock.try_lock().map_err(locked)?;
+        create.write(true).create_new(true);
+        let make = |file: File| create.open(path.join(file.name())).map_err(failed("make the files in"));
+        let superblock = make(File::Superblock)?;
+        superblock.try_lock().map_err(locked)?;
+        make(File::Wal)?;
         // The names must survive a power cut as well as the bytes: those of the files, and that of the directory.
         sync_directory(&path).map_err(failed("flush"))?;
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             sync_directory(parent).map_err(failed("flush the directory above"))?;
         }
-        Ok(DataDirectory { path, _lock: lock })
+        Ok(DataDirectory { path, _locks: [lock, superblock] })
     }
 
     /// Opens a directory that [`DataDirectory::create`] made.
@@ -73,11 +74,16 @@ impl DataDirectory {
             Some(file) => return Err(OpenError::FileMissing { path: path.join(file.name()) }),
         }
         let lock = open_lock(&path).map_err(failed("write to"))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(DataDirectory { path, _lock: lock }),
-            Err(TryLockError::WouldBlock) => Err(OpenError::Locked { path }),
-            Err(TryLockError::Error(source)) => Err(failed("lock")(source)),
+        let mut write = OpenOptions::new();
+        write.write(true);
+        let superblock = write.open(path.join(File::Superblock.name())).map_err(failed("write to"))?;
+        for held in [&lock, &superblock] {
+            held.try_lock().map_err(|error| match error {
+                TryLockError::WouldBlock => OpenError::Locked { path: path.clone() },
+                TryLockError::Error(source) => failed("lock")(source),
+            })?;
         }
+        Ok(DataDirectory { path, _locks: [lock, superblock] })
     }
 
     /// Where it is.

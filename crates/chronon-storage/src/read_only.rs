@@ -14,8 +14,8 @@ use crate::{Disk, File, OpenError};
 #[derive(Debug)]
 pub struct ReadOnlyDirectory {
     path: PathBuf,
-    /// Holds the lock for as long as it is open. None if the lock's file is gone.
-    _lock: Option<fs::File>,
+    /// Held for as long as they are open: of the lock's file and the superblock's, those that are not gone.
+    _locks: Vec<fs::File>,
 }
 
 impl ReadOnlyDirectory {
@@ -36,16 +36,22 @@ impl ReadOnlyDirectory {
         if packs.is_empty() && File::FIXED.iter().all(|file| !path.join(file.name()).exists()) {
             return Err(OpenError::Missing { path });
         }
-        let lock = match fs::File::open(path.join(LOCK_NAME)) {
-            Ok(lock) => match lock.try_lock_shared() {
-                Ok(()) => Some(lock),
-                Err(TryLockError::WouldBlock) => return Err(OpenError::Locked { path }),
-                Err(TryLockError::Error(source)) => return Err(failed("lock")(source)),
-            },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(source) => return Err(failed("open the lock of")(source)),
-        };
-        Ok(ReadOnlyDirectory { path, _lock: lock })
+        let mut locks = Vec::new();
+        for name in [LOCK_NAME.to_owned(), File::Superblock.name()] {
+            match fs::File::open(path.join(&name)) {
+                Ok(lock) => match lock.try_lock_shared() {
+                    Ok(()) => locks.push(lock),
+                    Err(TryLockError::WouldBlock) => return Err(OpenError::Locked { path }),
+                    Err(TryLockError::Error(source)) => return Err(failed("lock")(source)),
+                },
+                Err(source) if name == LOCK_NAME && source.kind() != io::ErrorKind::NotFound => {
+                    return Err(failed("open the lock of")(source));
+                }
+                // A superblock that can't be opened is told of by whoever reads it.
+                Err(_) => {}
+            }
+        }
+        Ok(ReadOnlyDirectory { path, _locks: locks })
     }
 
     /// Where it is.

@@ -6,7 +6,8 @@ mod support;
 use std::path::PathBuf;
 
 use chronon_storage::{
-    DataDirectory, Disk, Expect, File, FormatError, Identity, MemoryDisk, OpenError, format, open,
+    DataDirectory, Disk, Expect, File, FormatError, Identity, MemoryDisk, OpenError, ReadOnlyDirectory,
+    format, open, wal_size,
 };
 use chronon_vsr::{ClusterId, Mutations, ReplicaId, Ring};
 use support::*;
@@ -126,7 +127,16 @@ fn a_directory_is_held_by_one_process_and_never_made_over_data() {
     let held = DataDirectory::open(path).unwrap();
     assert_eq!(held.path(), path);
     assert!(matches!(DataDirectory::open(path).unwrap_err(), OpenError::Locked { .. }));
+    // Somebody takes the lock for a stale one.
+    std::fs::remove_file(path.join("lock")).unwrap();
+    assert!(matches!(DataDirectory::open(path).unwrap_err(), OpenError::Locked { .. }));
+    std::fs::remove_file(path.join("lock")).unwrap();
+    assert!(matches!(ReadOnlyDirectory::open(path).unwrap_err(), OpenError::Locked { .. }));
     drop(held);
+    let looking = ReadOnlyDirectory::open(path).unwrap();
+    assert!(matches!(DataDirectory::open(path).unwrap_err(), OpenError::Locked { .. }));
+    drop(looking);
+    assert_eq!(std::fs::metadata(path.join("wal")).unwrap().len(), wal_size(&ring()).unwrap());
     assert!(DataDirectory::open(path).is_ok());
 
     std::fs::remove_file(path.join("wal")).unwrap();
