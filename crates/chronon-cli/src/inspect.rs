@@ -103,7 +103,8 @@ impl Verdict {
             verdict.refused(refusal, inspection);
         }
         let damaged = inspection.copies.iter().filter(|copy| matches!(copy, CopyReport::Damaged(_))).count();
-        if 0 < damaged && inspection.superblock.is_some() {
+        // What makes a start refuse is said above, and no start writes anything anew.
+        if 0 < damaged && inspection.superblock.is_some() && inspection.refusal.is_none() {
             verdict.is(
                 Health::Mendable,
                 format!("{damaged} of 4 copies of the superblock are damaged. Two are enough, and the next start writes all four anew."),

@@ -56,6 +56,21 @@ async fn an_inspection_says_what_is_damaged_where_what_it_means_and_what_to_do()
     assert!(text.contains("first damage at byte 512 of the wal"), "{text}");
     assert!(text.contains("what it means") && text.contains("Start the replica"), "{text}");
 
+    // What a start refuses is not called mended by it, and what is no file is gone.
+    let (superblock, wal, aside) = (data.join("superblock"), data.join("wal"), data.join("aside"));
+    let whole = std::fs::read(&superblock).unwrap();
+    std::fs::write(&superblock, &whole[..48 * 1024]).unwrap();
+    let (code, _, text) = inspected(&data);
+    assert_eq!(code, 3, "{text}");
+    assert!(text.contains("49152 bytes instead of 65536") && !text.contains("Two are enough"), "{text}");
+    std::fs::write(&superblock, whole).unwrap();
+    std::fs::rename(&wal, &aside).unwrap();
+    std::fs::create_dir(&wal).unwrap();
+    let (code, told, text) = inspected(&data);
+    assert_eq!((code, told["wal_size"].is_null()), (3, true), "{text}");
+    std::fs::remove_dir(&wal).unwrap();
+    std::fs::rename(&aside, &wal).unwrap();
+
     for copy in [0, 2, 3] {
         flip(data.join("superblock"), copy * 16 * 1024 + 100);
     }

@@ -75,11 +75,13 @@ pub struct ReadOnlyDisk {
 }
 
 impl ReadOnlyDisk {
-    /// Opens a file, once. None if it is gone.
+    /// Opens a file, once. None if it is gone, or no file: a start looks no further, either.
     fn open(&mut self, file: File) -> io::Result<Option<(&OpenFile, &mut Buffer)>> {
         if !self.files.contains_key(&file) {
-            match OpenFile::open_to_read(&self.directory.join(file.name())) {
-                Ok(open) => drop(self.files.insert(file, open)),
+            let path = self.directory.join(file.name());
+            match fs::metadata(&path) {
+                Ok(found) if found.is_file() => drop(self.files.insert(file, OpenFile::open_to_read(&path)?)),
+                Ok(_) => return Ok(None),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 Err(error) => return Err(error),
             }
