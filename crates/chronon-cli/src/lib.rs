@@ -72,7 +72,7 @@ pub fn run<M: StateMachine>() -> ExitCode {
     let code = match carry_out::<M>(arguments.command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("chronon: {error:#}");
+            eprintln!("chronon: {}", in_words(&error));
             ExitCode::FAILURE
         }
     };
@@ -117,6 +117,18 @@ fn carry_out<M: StateMachine>(command: Command) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// An error with its causes. Many say their cause themselves, for whoever shows one without the other: it is said once.
+fn in_words(error: &anyhow::Error) -> String {
+    let mut words = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !words.ends_with(&cause) {
+            words = format!("{words}: {cause}");
+        }
+    }
+    words
+}
+
 /// `RUST_LOG` says how much; what a person must look at is always there.
 fn log_to_stderr() {
     use std::io::IsTerminal as _;
@@ -138,5 +150,15 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn an_error_says_each_cause_once() {
+        let source = std::io::Error::other("no such luck");
+        let path = std::path::PathBuf::from("manifest.json");
+        let error = anyhow::Error::new(chronon_server::BackupError::Unreadable { path, source });
+        let error = error.context("nothing is restored");
+        assert_eq!(in_words(&error), "nothing is restored: can't read manifest.json: no such luck");
+        assert_eq!(in_words(&anyhow::anyhow!("a").context("b")), "b: a");
     }
 }

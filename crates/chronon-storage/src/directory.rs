@@ -39,13 +39,13 @@ impl DataDirectory {
                 return Err(FormatError::NotEmpty { path, found });
             }
         }
-        let mut create = OpenOptions::new();
         let locked = |error| match error {
             TryLockError::WouldBlock => FormatError::Locked { path: path.clone() },
             TryLockError::Error(source) => failed("lock")(source),
         };
         let lock = open_lock(&path).map_err(failed("write to"))?;
         lock.try_lock().map_err(locked)?;
+        let mut create = OpenOptions::new();
         create.write(true).create_new(true);
         let make = |file: File| create.open(path.join(file.name())).map_err(failed("make the files in"));
         let superblock = make(File::Superblock)?;
