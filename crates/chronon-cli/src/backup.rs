@@ -87,30 +87,19 @@ async fn carry_away(arguments: &BackupArguments) -> anyhow::Result<(Manifest, u6
         let call = Call { method: Method::POST, ..Call::get("/v1/backups") };
         let manifest: Manifest = serde_json::from_value(api.call(call).await?)
             .context("the replica answered with another kind of backup")?;
-        if let Some(earlier) = &earlier {
-            anyhow::ensure!(
-                earlier.cluster == manifest.cluster,
+        if let Some(earlier) = earlier.as_ref().filter(|earlier| earlier.cluster != manifest.cluster) {
+            end(&api, &manifest).await;
+            anyhow::bail!(
                 "{} holds a backup of cluster {}, and this is cluster {}; name another directory",
                 to.display(),
                 earlier.cluster,
                 manifest.cluster
             );
         }
-        let progress = Progress::new(manifest.chunks.len() as u64);
-        let mut gone = None;
-        for (done, (name, _)) in (1..).zip(&manifest.chunks) {
-            match fetch(&api, &chunks, name).await {
-                Ok(new) => fetched += u64::from(new),
-                // The replica was restarted, perhaps: what is here already stays.
-                Err(error) => {
-                    gone = Some(error);
-                    break;
-                }
-            }
-            progress.acknowledged(done);
-        }
-        match gone {
-            None => {
+        let carried = fetch_all(&api, &chunks, &manifest, &mut fetched).await;
+        end(&api, &manifest).await;
+        match carried {
+            Ok(()) => {
                 finish(to, &manifest)?;
                 return Ok((manifest, fetched));
             }
@@ -119,6 +108,21 @@ async fn carry_away(arguments: &BackupArguments) -> anyhow::Result<(Manifest, u6
         }
     }
     unreachable!("the last try returns")
+}
+
+async fn fetch_all(api: &Api, chunks: &Path, manifest: &Manifest, fetched: &mut u64) -> anyhow::Result<()> {
+    let progress = Progress::new(manifest.chunks.len() as u64);
+    for (done, (name, _)) in (1..).zip(&manifest.chunks) {
+        *fetched += u64::from(fetch(api, chunks, name).await?);
+        progress.acknowledged(done);
+    }
+    Ok(())
+}
+
+/// The replica need not keep the state any more. If it does not hear of it, it waits for a minute.
+async fn end(api: &Api, manifest: &Manifest) {
+    let path = format!("/v1/backups/{}", manifest.root);
+    drop(api.call(Call { method: Method::DELETE, ..Call::get(path) }).await);
 }
 
 /// A directory of something else is not made a backup of: what is no part of the new one is removed in the end.

@@ -18,7 +18,7 @@ use axum::body::{Body, HttpBody as _, to_bytes};
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use chronon_kernel::{Answer, COMMAND_SIZE_MAX, Submission};
 use chronon_vsr::{ClusterId, ReplicaId};
 use http_body_util::BodyExt as _;
@@ -153,6 +153,7 @@ pub(crate) async fn serve(api: Arc<Api>, listener: TcpListener) {
         .route("/v1/sinks/{name}/freeze", post(sinks::freeze))
         .route("/v1/sinks/{name}/thaw", post(sinks::thaw))
         .route("/v1/backups", post(backups::make))
+        .route("/v1/backups/{root}", delete(backups::end))
         .route("/v1/chunks/{id}", get(backups::chunk))
         .route("/v1/cluster", get(cluster::show))
         .route("/healthz", get(cluster::healthz))

@@ -99,6 +99,11 @@ impl VaultHandle {
         answered.await.unwrap_or(Err(BackupRefused::Stopped))
     }
 
+    /// Everything of a state that was kept has been carried away.
+    pub(crate) fn end_backup(&self, root: Checksum) {
+        self.mailbox.push(VaultMessage::EndBackup(root));
+    }
+
     /// The bytes of a chunk, if it is here.
     pub(crate) async fn chunk(&self, id: Checksum) -> Option<Vec<u8>> {
         let (answer, answered) = oneshot::channel();
@@ -124,6 +129,8 @@ pub(crate) enum VaultMessage {
     Install(Checkpoint),
     /// From Front: the superblock names this checkpoint.
     Durable(Checkpoint),
+    /// From the API: nobody needs the state any more that this root names.
+    EndBackup(Checksum),
     /// From the API: keep this state for a while.
     BackUp {
         /// Whose state it is.
@@ -344,7 +351,8 @@ impl VaultThread {
                 | VaultMessage::Freeze { .. }
                 | VaultMessage::Install(_)
                 | VaultMessage::Durable(_)
-                | VaultMessage::BackUp { .. } => self.queue.push_back(message),
+                | VaultMessage::BackUp { .. }
+                | VaultMessage::EndBackup(_) => self.queue.push_back(message),
             }
         }
         while self.read_pace.from <= Clock.monotonic()
@@ -373,6 +381,14 @@ impl VaultThread {
             VaultMessage::Task(VaultTask::Read { to, id }) => self.read(For::Peer(to), id),
             VaultMessage::Chunk { id, answer } => self.read(For::Backup(answer), id),
             VaultMessage::BackUp { cluster, frozen, answer } => self.back_up(cluster, frozen, answer),
+            VaultMessage::EndBackup(root) => {
+                let now = Clock.monotonic();
+                // One alone: another may have begun with the same state.
+                let mut of_root =
+                    self.backups.iter_mut().filter(|(kept, until)| *kept == root && now < *until);
+                of_root.next().into_iter().for_each(|(_, until)| *until = now);
+                Ok(())
+            }
             VaultMessage::Freeze { entry, end, frozen } => {
                 let since = Clock.monotonic();
                 self.waiting = Some(Waiting { entry, end, frozen, since, not_before: since });
@@ -797,8 +813,9 @@ impl VaultThread {
         match reader {
             For::Peer(to) => self.report(VaultReport::Read { to, id, bytes }),
             For::Backup(answer) => {
-                let until = Clock.monotonic() + BACKUP_PATIENCE;
-                self.backups.iter_mut().for_each(|(_, kept_until)| *kept_until = until);
+                let now = Clock.monotonic();
+                let carried = self.backups.iter_mut().filter(|(_, until)| now < *until);
+                carried.for_each(|(_, until)| *until = now + BACKUP_PATIENCE);
                 // Whoever asked may have gone.
                 drop(answer.send(bytes));
                 Ok(())

@@ -30,7 +30,7 @@ impl Problem {
         self
     }
 
-    fn retry_after(self, after: Duration) -> Problem {
+    pub(super) fn retry_after(self, after: Duration) -> Problem {
         Problem { retry_after: Some(after), ..self }
     }
 
