@@ -103,8 +103,9 @@ async fn carry_away(arguments: &BackupArguments) -> anyhow::Result<(Manifest, u6
                 finish(to, &manifest)?;
                 return Ok((manifest, fetched));
             }
-            Some(error) if tries_left == 0 => return Err(error),
-            Some(_) => {}
+            Err(error) if tries_left == 0 => return Err(error),
+            // The replica was restarted, perhaps: what is here already stays.
+            Err(_) => {}
         }
     }
     unreachable!("the last try returns")
@@ -231,9 +232,11 @@ pub(crate) fn restore<M: StateMachine>(arguments: &RestoreArguments) -> anyhow::
         .with_context(|| format!("nothing is restored from {from}"))?;
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).context("the clock is wrong")?;
     let seconds = u32::try_from(since.as_secs()).context("the clock is wrong")?;
-    let founding = |count| Founding::draw_restored(count, seconds);
+    let epoch =
+        state.epoch_above(seconds).context("the backup's epoch, or its log time, is the last there is")?;
+    let founding = |count| Founding::draw(count).map(|founding| founding.in_epoch(epoch));
     let format = |data: &Path, founding: &Founding, replica| Ok(state.format(data, founding, replica)?);
-    let code = init::make(&arguments.cluster, &founding, &format)?;
+    let code = init::make(&arguments.cluster, &founding, &format, state.size_max())?;
     if !arguments.cluster.json {
         let (doubt, sinks) = state.in_doubt();
         println!(

@@ -58,7 +58,7 @@ pub(crate) use machine::Counter;
 fn in_directory<T>(parent: &Path, measure: impl FnOnce(&Path) -> anyhow::Result<T>) -> anyhow::Result<T> {
     let directory = parent.join(format!("chronon-bench-{}", std::process::id()));
     std::fs::create_dir(&directory).with_context(|| format!("can't make {}", directory.display()))?;
-    end_when_interrupted(directory.clone(), Data::Remove)?;
+    end_when_interrupted(vec![directory.clone()], Data::Remove)?;
     let measured = measure(&directory);
     interrupt::give_way();
     std::fs::remove_dir_all(&directory).with_context(|| format!("can't remove {}", directory.display()))?;

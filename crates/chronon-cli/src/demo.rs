@@ -101,7 +101,7 @@ pub(crate) fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
         None => std::env::temp_dir().join(format!("chronon-demo-{}", std::process::id())),
     };
     let data = if arguments.keep.is_some() { Data::Keep } else { Data::Remove };
-    end_when_interrupted(directory.clone(), data)?;
+    end_when_interrupted(vec![directory.clone()], data)?;
     std::fs::create_dir_all(&directory).with_context(|| format!("can't make {}", directory.display()))?;
     let empty = std::fs::read_dir(&directory).is_ok_and(|mut entries| entries.next().is_none());
     anyhow::ensure!(empty, "{} is not empty: name a new directory", directory.display());

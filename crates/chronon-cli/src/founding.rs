@@ -21,6 +21,9 @@ pub(crate) struct Planned {
     pub(crate) config: Config,
 }
 
+/// What a replica takes beside log and state: the superblock, the configuration, the directories.
+const SMALL_FILES: u64 = 256 * 1024;
+
 /// Makes the data directory of one replica.
 pub(crate) type Format<'a> = &'a (dyn Fn(&Path, &Founding, ReplicaId) -> anyhow::Result<()> + Sync);
 
@@ -30,16 +33,18 @@ pub(crate) fn format_empty(data: &Path, founding: &Founding, replica: ReplicaId)
     Ok(Node::<Bank>::format(data, founding, replica)?)
 }
 
-/// Makes every replica of a cluster. Says where their configurations are.
+/// Makes every replica of a cluster, each with a state of at most so many bytes. Says where their configurations are.
 pub(crate) fn found(
     planned: Vec<Planned>,
     founding: &Founding,
     format: Format<'_>,
+    state_size: u64,
     progress: &mut dyn FnMut(u64, u64),
 ) -> anyhow::Result<Vec<PathBuf>> {
     let count = u8::try_from(planned.len()).context("too many replicas")?;
-    // The file holds a quarter more than the ring: see `Ring`.
-    let needed = founding.ring.log.saturating_add(founding.ring.log / 4).saturating_mul(u64::from(count));
+    // A log that no file could hold needs more than there is.
+    let log = chronon_storage::wal_size(&founding.ring).unwrap_or(u64::MAX);
+    let needed = log.saturating_add(state_size).saturating_add(SMALL_FILES).saturating_mul(u64::from(count));
     if let Some(one) = planned.first() {
         room(&one.directory, needed)?;
     }
@@ -86,7 +91,7 @@ fn room(directory: &Path, needed: u64) -> anyhow::Result<()> {
     let mib = |bytes: u64| bytes.div_ceil(1024 * 1024);
     anyhow::ensure!(
         needed <= free,
-        "the logs need {} MiB, and the filesystem of {} has {} MiB free: make room, or ask for smaller logs",
+        "the replicas need {} MiB, and the filesystem of {} has {} MiB free: make room, or ask for smaller logs",
         mib(needed),
         existing.display(),
         free / (1024 * 1024)

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -12,6 +12,7 @@ use chronon_vsr::{BODY_SIZE_MAX, Ring};
 
 use crate::config::{CheckpointsConfig, Config, ListenConfig, ReplicaConfig, TimingConfig};
 use crate::founding::{self, Format, Planned};
+use crate::interrupt::{self, Data, end_when_interrupted};
 use crate::output::Progress;
 
 /// Make a cluster: identities, data directories, configurations
@@ -46,14 +47,16 @@ pub(crate) struct ClusterArguments {
 
 /// Makes a cluster.
 pub(crate) fn run(arguments: &InitArguments) -> anyhow::Result<ExitCode> {
-    make(&arguments.cluster, &Founding::draw, &founding::format_empty)
+    make(&arguments.cluster, &Founding::draw, &founding::format_empty, 0)
 }
 
-/// Makes a cluster whose identities are drawn so, and whose data directories are made so.
+/// Makes a cluster whose identities are drawn so, and whose data directories are made so, each with a state of at most so
+/// many bytes. All of it, or nothing.
 pub(crate) fn make(
     arguments: &ClusterArguments,
     draw: &dyn Fn(u8) -> io::Result<Founding>,
     format: Format<'_>,
+    state_size: u64,
 ) -> anyhow::Result<ExitCode> {
     let ClusterArguments { replicas, dir, hosts, port, log_mib, json } = arguments;
     let count = usize::from(*replicas);
@@ -105,8 +108,18 @@ pub(crate) fn make(
     let progress = Progress::new(100);
     let drawn = draw(*replicas).context("the operating system gave no random bits")?;
     let founding = Founding { ring, ..drawn };
-    let configs =
-        founding::found(planned, &founding, format, &mut |filled, all| progress.filling(filled, all))?;
+    let new =
+        std::path::absolute(dir)?.ancestors().take_while(|path| !path.exists()).last().map(Path::to_owned);
+    let made = new.map_or_else(|| planned.iter().map(|one| one.directory.clone()).collect(), |new| vec![new]);
+    end_when_interrupted(made.clone(), Data::Remove)?;
+    let configs = founding::found(planned, &founding, format, state_size, &mut |filled, all| {
+        progress.filling(filled, all);
+    });
+    interrupt::give_way();
+    let configs = configs.map_err(|error| match interrupt::remove(&made) {
+        true => error,
+        false => error.context(format!("remove what is left in {}", dir.display())),
+    })?;
     drop(progress);
     if *json {
         let configs: Vec<String> = configs.iter().map(|config| config.display().to_string()).collect();

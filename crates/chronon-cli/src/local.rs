@@ -131,7 +131,7 @@ impl LocalCluster {
             .collect();
         let drawn = Founding::draw(replicas).context("the operating system gave no random bits")?;
         let founding = Founding { ring, ..drawn };
-        let made = founding::found(planned, &founding, &founding::format_empty, progress)?;
+        let made = founding::found(planned, &founding, &founding::format_empty, 0, progress)?;
         let replicas = made
             .into_iter()
             .zip(0..)

@@ -5,8 +5,13 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::PathBuf;
 
+use chronon_bank::Bank;
+use chronon_server::{Founding, Manifest, RestoredState};
+use chronon_vsr::{ClusterId, Epoch, ReplicaId, Ring};
 use serde_json::Value;
 use support::{Cluster, Directory, chronon, stderr, stdout};
 
@@ -99,6 +104,74 @@ async fn a_cluster_restored_from_an_online_backup_keeps_keys_doubts_open_effects
     }
 }
 
+/// A replica keeps four states at most, each for a minute after the last look at it.
+#[tokio::test]
+async fn a_backup_that_has_ended_is_in_nobodys_way() {
+    let cluster = Cluster::started("backup-ended", 1);
+    cluster.primary(None).await;
+    let away = Directory::new("backup-ended-away");
+    let to = away.path("bank");
+    for _ in 0..6 {
+        ask(&cluster, &["backup", "--to", &to]);
+    }
+    let call = |method: &str, path: &str| {
+        let mut stream = TcpStream::connect(cluster.http(0)).unwrap();
+        write!(stream, "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.to_lowercase()
+    };
+    let mut roots = Vec::new();
+    for account in 10..14 {
+        ask(&cluster, &["submit", &format!(r#"{{"open":{{"account":{account},"balance":1}}}}"#)]);
+        let answer = call("POST", "/v1/backups");
+        let manifest: Value = serde_json::from_str(answer.split("\r\n\r\n").nth(1).unwrap()).unwrap();
+        roots.push(manifest["root"].as_str().unwrap().to_owned());
+    }
+    ask(&cluster, &["submit", r#"{"open":{"account":20,"balance":1}}"#]);
+    let refused = call("POST", "/v1/backups");
+    assert!(refused.contains("503") && refused.contains("retry-after: "), "{refused}");
+    assert!(call("DELETE", "/v1/backups/f").contains("404"));
+    assert!(call("DELETE", &format!("/v1/backups/{}", roots[1])).contains("200"));
+    ask(&cluster, &["backup", "--to", &to]);
+    // A look at a chunk keeps what is being carried away, and brings back nothing that has ended.
+    for name in ["anew", "once-more"] {
+        ask(&cluster, &["backup", "--to", &away.path(name)]);
+    }
+}
+
+/// A fence that is below what a sink has seen is refused there, for ever. Clocks are behind now and then: here that of the
+/// restore stands at 1970, and the cluster was founded when its own stood at 2096.
+#[tokio::test]
+async fn a_restored_epoch_is_above_what_the_state_knows_of_whatever_the_clock_says() {
+    let cluster = Cluster::started("epoch", 1);
+    cluster.primary(None).await;
+    furnish(&cluster);
+    let away = Directory::new("epoch-away");
+    let (first, second) = (away.path("first"), away.path("second"));
+    ask(&cluster, &["backup", "--to", &first]);
+    let state = RestoredState::read::<Bank>(first.as_ref()).unwrap();
+    let log_time = Manifest::read(first.as_ref()).unwrap().unwrap().timestamp / 1_000_000_000;
+    assert_eq!(state.epoch_above(0), Some(Epoch::new((log_time + 1) << 32)));
+    assert_eq!(state.epoch_above(u32::MAX), Some(Epoch::new(u64::from(u32::MAX) << 32)));
+
+    let mut later = Cluster::restored("epoch-later", 1, &first);
+    let data = later.data(0);
+    let config = std::fs::read_to_string(later.config(0)).unwrap();
+    let named = config.lines().find_map(|line| line.strip_prefix("cluster = \"")?.strip_suffix('"')).unwrap();
+    let (epoch, ring) = (Epoch::new(4_000_000_000 << 32), Ring::new(32 << 20, 1 << 20).unwrap());
+    let cluster_id = ClusterId::new(u128::from_str_radix(named, 16).unwrap());
+    let founding = Founding { cluster: cluster_id, ring, ..Founding::draw(1).unwrap() }.in_epoch(epoch);
+    std::fs::remove_dir_all(&data).unwrap();
+    state.format(&data, &founding, ReplicaId::new(0)).unwrap();
+    later.start(0);
+    later.primary(None).await;
+    transfer(&later, 1, "k1");
+    ask(&later, &["backup", "--to", &second]);
+    let state = RestoredState::read::<Bank>(second.as_ref()).unwrap();
+    assert_eq!(state.epoch_above(0), Some(Epoch::new(4_000_000_001 << 32)));
+}
+
 #[tokio::test]
 async fn a_damaged_backup_is_refused_with_the_file_and_mended_by_the_next() {
     let cluster = Cluster::started("backup-damaged", 1);
@@ -124,8 +197,31 @@ async fn a_damaged_backup_is_refused_with_the_file_and_mended_by_the_next() {
         assert!(stderr(&refused).contains(name), "{}", stderr(&refused));
         std::fs::write(chunk, &whole).unwrap();
     }
+    // Every digit of the manifest counts.
+    let manifest = format!("{to}/manifest.json");
+    let whole = std::fs::read(&manifest).unwrap();
+    for at in (0..whole.len()).filter(|at| whole[*at].is_ascii_digit()) {
+        let mut bytes = whole.clone();
+        bytes[at] = if bytes[at] == b'1' { b'2' } else { b'1' };
+        std::fs::write(&manifest, bytes).unwrap();
+        assert!(RestoredState::read::<Bank>(to.as_ref()).is_err(), "byte {at}");
+    }
+    let other = String::from_utf8(whole.clone()).unwrap().replacen("\"timestamp\": 1", "\"timestamp\": 2", 1);
+    std::fs::write(&manifest, other).unwrap();
+    let refused = stderr(&restore("another-manifest"));
+    assert!(refused.contains("manifest.json is damaged"), "{refused}");
+    std::fs::remove_file(&manifest).unwrap();
+    assert!(stderr(&restore("no-manifest")).contains("manifest.json is missing"));
+    std::fs::write(&manifest, whole).unwrap();
     std::fs::remove_file(&chunks[0]).unwrap();
-    assert_eq!(restore("missing").status.code(), Some(1));
+    let refused = restore("missing");
+    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(
+        stderr(&refused).matches("No such file").count(),
+        1,
+        "a cause is told once: {}",
+        stderr(&refused)
+    );
     let again = ask(&cluster, &["backup", "--to", &to]);
     assert_eq!(again["fetched"], 1, "{again}");
     let restored = restore("whole");

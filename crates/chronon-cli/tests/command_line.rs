@@ -4,7 +4,11 @@
 
 mod support;
 
-use support::{Cluster, Directory, chronon, stderr, stdout};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use support::{Cluster, Directory, PATIENCE, chronon, stderr, stdout};
 
 /// Runs a command against the cluster and reads its JSON.
 fn ask(cluster: &Cluster, arguments: &[&str]) -> serde_json::Value {
@@ -158,9 +162,39 @@ fn logs_that_the_disk_has_no_room_for_are_refused_before_anything_is_written() {
     for log_mib in [1_u64 << 40, u64::MAX >> 20] {
         let to = directory.path("cluster");
         let error = refused(&["init", "--dir", &to, "--log-mib", &log_mib.to_string()]);
-        assert!(error.contains("the logs need") && error.contains("MiB free"), "{error}");
+        assert!(error.contains("the replicas need") && error.contains("MiB free"), "{error}");
         assert!(!std::path::Path::new(&to).exists());
     }
+}
+
+/// A shell's limit on the size of files stands for a disk that fills up in the middle.
+#[test]
+fn a_cluster_that_can_not_be_made_leaves_nothing_behind() {
+    let directory = Directory::new("halves");
+    std::fs::create_dir(directory.0.join("empty")).unwrap();
+    for to in ["empty", "new/and/deep"] {
+        let script = "trap '' XFSZ; ulimit -f 4096; exec \"$0\" init --log-mib 32 --dir \"$1\"";
+        let arguments = ["-c", script, env!("CARGO_BIN_EXE_chronon"), &directory.path(to)];
+        let refused = Command::new("sh").args(arguments).output().unwrap();
+        assert_eq!(refused.status.code(), Some(1), "{}", stderr(&refused));
+        assert!(stderr(&refused).contains("File too large"), "{}", stderr(&refused));
+    }
+    assert_eq!(std::fs::read_dir(&directory.0).unwrap().count(), 1);
+    assert_eq!(std::fs::read_dir(directory.0.join("empty")).unwrap().count(), 0);
+
+    let to = directory.0.join("interrupted");
+    let mut init = Command::new(env!("CARGO_BIN_EXE_chronon"));
+    let mut init =
+        init.args(["init", "--log-mib", "256", "--dir"]).arg(&to).stderr(Stdio::null()).spawn().unwrap();
+    let began = Instant::now();
+    while !to.join("replica-2/data/wal").exists() {
+        assert!(began.elapsed() < PATIENCE);
+        // sleeps: between two looks at the directory.
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    kill_process(Pid::from_child(&init), Signal::INT).unwrap();
+    assert_eq!(init.wait().unwrap().code(), Some(130));
+    assert!(!to.exists());
 }
 
 #[test]

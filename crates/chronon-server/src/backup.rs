@@ -6,13 +6,16 @@ use std::path::{Path, PathBuf};
 
 use chronon_kernel::{EngineOptions, Frozen, Lineage, Put, RestoreError, StateMachine};
 use chronon_storage::{ChunkList, DataDirectory, Disk, FormatError, ListError, Vault, VaultError, perform};
-use chronon_vsr::{Checkpoint, Checksum, DiskId, Mutations, OpRef, ReplicaId, Timestamp, VsrState};
+use chronon_vsr::{Checkpoint, Checksum, DiskId, Epoch, Mutations, OpRef, ReplicaId, Timestamp, VsrState};
 use serde::{Deserialize, Serialize};
 
 use crate::node::{Founding, RELEASE};
 
-/// The format of a backup that this release writes and reads.
-const FORMAT: u32 = 1;
+/// The format of a backup that this release writes and reads. 2 has a seal.
+const FORMAT: u32 = 2;
+
+/// What a chunk takes in a pack beside its bytes, at most: a header, and what is left of a block.
+const RECORD_ROOM: u64 = 8 * 1024;
 
 /// The file that says what a backup is. It is written last.
 pub const MANIFEST: &str = "manifest.json";
@@ -38,6 +41,14 @@ pub struct Manifest {
     pub root: String,
     /// The name and the size of each chunk, in order.
     pub chunks: Vec<(String, u32)>,
+    /// Checksum of everything above, 32 hex digits.
+    pub seal: String,
+}
+
+/// As much of a manifest as every format has.
+#[derive(Deserialize)]
+struct OfAnyFormat {
+    format: u32,
 }
 
 /// A chunk's name as text.
@@ -54,7 +65,7 @@ pub fn chunk_of_name(name: &str) -> Option<Checksum> {
 impl Manifest {
     /// Of a state that is kept as these chunks.
     pub(crate) fn new(cluster: u128, frozen: &dyn Frozen, root: Checksum, list: &ChunkList) -> Manifest {
-        Manifest {
+        let unsealed = Manifest {
             format: FORMAT,
             cluster: format!("{cluster:032x}"),
             op: frozen.op().value(),
@@ -62,7 +73,36 @@ impl Manifest {
             digest: frozen.digest().0,
             root: chunk_name(root),
             chunks: list.chunks.iter().map(|(id, size)| (chunk_name(*id), *size)).collect(),
+            seal: String::new(),
+        };
+        Manifest { seal: unsealed.sealed(), ..unsealed }
+    }
+
+    /// The manifest of the backup in this directory, if there is one: every byte of it is as it was written.
+    pub fn read(directory: &Path) -> Result<Option<Manifest>, BackupError> {
+        let path = directory.join(MANIFEST);
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(BackupError::Unreadable { path, source }),
+        };
+        let no_manifest = |why: serde_json::Error| BackupError::NoManifest { path: path.clone(), why };
+        let OfAnyFormat { format } = serde_json::from_slice(&text).map_err(no_manifest)?;
+        if format != FORMAT {
+            return Err(BackupError::Format { found: format });
         }
+        let manifest: Manifest = serde_json::from_slice(&text).map_err(no_manifest)?;
+        if manifest.seal != manifest.sealed() {
+            return Err(BackupError::ManifestDamaged { path });
+        }
+        Ok(Some(manifest))
+    }
+
+    /// What the seal has to be.
+    fn sealed(&self) -> String {
+        let Manifest { format, cluster, op, timestamp, digest, root, chunks, seal: _ } = self;
+        let all = serde_json::json!([format, cluster, op, timestamp, digest, root, chunks]);
+        chunk_name(Checksum::of_pieces(&[b"chronon backup", all.to_string().as_bytes()]))
     }
 
     /// Bytes of the state.
@@ -89,7 +129,19 @@ pub enum BackupError {
         /// The file.
         path: PathBuf,
         /// Why.
-        why: String,
+        why: serde_json::Error,
+    },
+    /// The manifest is not what was written.
+    #[error("{path} is damaged: its fields and its seal do not agree", path = path.display())]
+    ManifestDamaged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// There is no backup.
+    #[error("{path} is missing: it is what makes a directory a backup, and a backup writes it last", path = path.display())]
+    NoBackup {
+        /// The manifest's path.
+        path: PathBuf,
     },
     /// The backup was written in another format.
     #[error("the backup has format {found}, this release reads format {FORMAT}")]
@@ -107,7 +159,9 @@ pub enum BackupError {
     #[error("the state can't be restored: {0}")]
     State(#[from] RestoreError),
     /// The state is another than the manifest says.
-    #[error("the chunks hold a state of op {found}, the manifest says op {expected}")]
+    #[error(
+        "the chunks hold a state of op {found}, and not the one of op {expected} that the manifest tells of"
+    )]
     OtherState {
         /// By the manifest.
         expected: u64,
@@ -136,6 +190,7 @@ impl From<VaultError> for BackupError {
 pub struct RestoredState {
     frozen: Box<dyn Frozen>,
     timestamp: Timestamp,
+    size_max: u64,
 }
 
 impl std::fmt::Debug for RestoredState {
@@ -147,18 +202,8 @@ impl std::fmt::Debug for RestoredState {
 impl RestoredState {
     /// Reads a backup of a cluster that ran this machine, and checks every byte of it.
     pub fn read<M: StateMachine>(directory: &Path) -> Result<RestoredState, BackupError> {
-        let path = directory.join(MANIFEST);
-        let unreadable = |path: &Path| {
-            let path = path.to_owned();
-            move |source| BackupError::Unreadable { path, source }
-        };
-        let text = std::fs::read(&path).map_err(unreadable(&path))?;
-        let no_manifest = |why: String| BackupError::NoManifest { path: path.clone(), why };
-        let manifest: Manifest =
-            serde_json::from_slice(&text).map_err(|error| no_manifest(error.to_string()))?;
-        if manifest.format != FORMAT {
-            return Err(BackupError::Format { found: manifest.format });
-        }
+        let manifest = Manifest::read(directory)?
+            .ok_or_else(|| BackupError::NoBackup { path: directory.join(MANIFEST) })?;
         let mut failure = None;
         let mut names = manifest.chunks.iter();
         let mut chunks = std::iter::from_fn(|| {
@@ -182,13 +227,29 @@ impl RestoredState {
         }
         let mut engine = restored?;
         let found = engine.freeze();
-        if found.op().value() != manifest.op || found.digest().0 != manifest.digest {
+        let told = (manifest.op, manifest.timestamp, manifest.digest);
+        if (found.op().value(), found.timestamp().nanos(), found.digest().0) != told {
             let (expected, found) = (manifest.op, found.op().value());
             return Err(BackupError::OtherState { expected, found });
         }
         engine.distrust();
         let frozen = engine.freeze();
-        Ok(RestoredState { timestamp: frozen.timestamp(), frozen })
+        let size_max = manifest.size() + manifest.chunks.len() as u64 * RECORD_ROOM;
+        Ok(RestoredState { timestamp: frozen.timestamp(), frozen, size_max })
+    }
+
+    /// An epoch above all that came before, and so is every fence in it: it has seconds since 1970 in its upper half,
+    /// those of now, or, where the clock is behind, one more than what the state knows of. None at the end of 32 bits.
+    pub fn epoch_above(&self, now: u32) -> Option<Epoch> {
+        let known = self.frozen.engine().newest_born().map_or(0, |born| born.epoch.value() >> 32);
+        let log_time = self.timestamp.nanos() / 1_000_000_000;
+        let seconds = u64::from(now).max(known.max(log_time) + 1);
+        u32::try_from(seconds).is_ok().then(|| Epoch::new(seconds << 32))
+    }
+
+    /// The most bytes that the state takes in a replica's packs.
+    pub fn size_max(&self) -> u64 {
+        self.size_max
     }
 
     /// The newest op that the state reflects.

@@ -81,12 +81,9 @@ impl Founding {
         })
     }
 
-    /// Draws a cluster that is restored from a backup at this time, in seconds since 1970: its epoch is above all that
-    /// came before, and so is every fence.
-    pub fn draw_restored(replicas: u8, seconds: u32) -> io::Result<Founding> {
-        let mut founding = Founding::draw(replicas)?;
-        founding.membership.epoch = Epoch::new(u64::from(seconds) << 32);
-        Ok(founding)
+    /// In this epoch, for a cluster that is restored from a backup: see [`RestoredState::epoch_above`](crate::RestoredState).
+    pub fn in_epoch(self, epoch: Epoch) -> Founding {
+        Founding { membership: Membership { epoch, ..self.membership }, ..self }
     }
 
     /// With a WAL for so many bytes of live log: at least 16 MiB, or it stays as it is.
