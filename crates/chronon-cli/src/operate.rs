@@ -26,6 +26,9 @@ pub(crate) struct Reach {
     json: bool,
 }
 
+/// A write that is older than this is worth a line.
+const DISK_OLD_MS: u64 = 1_000;
+
 /// How long after its time a replica may say that it had too little of it.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -366,19 +369,33 @@ fn rows(heads: &[&str], items: &[Value], cells: impl Fn(&Value) -> Vec<String>) 
 }
 
 fn show_cluster(cluster: &Value) -> String {
-    let heads = ["replica", "role", "status", "view", "op", "commit", "applied", "lag", "disk"];
+    let heads = [
+        "replica",
+        "role",
+        "status",
+        "view",
+        "op",
+        "commit",
+        "applied",
+        "lag",
+        "checkpoint",
+        "data",
+        "write",
+    ];
     let replicas = rows(&heads, list(&cluster["replicas"]), |replica| {
         if let Some(why) = replica["unreachable"].as_str() {
             return vec![text(&replica["replica"]), "unreachable".into(), why.into()];
         }
         let field = |name: &str| text(&replica[name]);
         let view = format!("{}.{}", field("epoch"), field("view"));
-        let disk = format!("{} ms", field("disk_age_ms"));
+        let disk = &replica["disk"];
+        let bytes = ["wal_bytes", "checkpoints_bytes"].map(|part| disk[part].as_u64().unwrap_or(0));
         let quarantined = !replica["quarantine"].is_null();
         let status = if quarantined { "quarantined".to_owned() } else { field("status") };
         let mut cells = vec![field("replica"), field("role"), status, view];
-        cells.extend(["op", "commit", "applied", "lag"].map(field));
-        cells.push(disk);
+        cells.extend(["op", "commit", "applied", "lag", "checkpoint"].map(field));
+        cells.push(format!("{} MiB", bytes.iter().sum::<u64>().div_ceil(1 << 20)));
+        cells.push(format!("{} ms", field("disk_age_ms")));
         cells
     });
     let primary = match &cluster["primary"] {
@@ -387,18 +404,8 @@ fn show_cluster(cluster: &Value) -> String {
     };
     let mut shown = format!("cluster {}  {primary}\n\n{replicas}", text(&cluster["cluster"]));
     for replica in list(&cluster["replicas"]) {
-        if let Some(quarantine) = replica["quarantine"].as_object() {
-            let said = |name: &str| match &quarantine[name] {
-                Value::Null => "nothing".to_owned(),
-                value => text(value),
-            };
-            shown.push_str(&format!(
-                "\nreplica {} is quarantined: op {} came to {} here, and to {} with most replicas",
-                replica["replica"],
-                said("op"),
-                said("digest"),
-                said("majority"),
-            ));
+        for problem in problems(replica) {
+            shown.push_str(&format!("\nreplica {}: {problem}", replica["replica"]));
         }
         for sink in list(&replica["sinks_not_served"]) {
             let (name, why) = (text(&sink["sink"]), text(&sink["why"]));
@@ -406,6 +413,59 @@ fn show_cluster(cluster: &Value) -> String {
         }
     }
     shown
+}
+
+/// What a person should know about a replica beside its numbers.
+fn problems(replica: &Value) -> Vec<String> {
+    let mut problems = Vec::new();
+    let lost = &replica["unrecoverable"];
+    if !lost.is_null() {
+        problems.push(format!(
+            "no replica has {} any more (asked: {}); nothing goes on until one of them has it again",
+            text(&lost["what"]),
+            lost["replicas"]
+        ));
+    }
+    if let Some(quarantine) = replica["quarantine"].as_object() {
+        let said = |name: &str| match &quarantine[name] {
+            Value::Null => "nothing".to_owned(),
+            value => text(value),
+        };
+        let (op, own, majority) = (said("op"), said("digest"), said("majority"));
+        problems
+            .push(format!("quarantined: op {op} came to {own} here, and to {majority} with most replicas"));
+    }
+    if replica["fetching_state"] == true {
+        problems
+            .push(format!("fetches a state, for its log can't bring it on from op {}", replica["applied"]));
+    }
+    let disk = &replica["disk"];
+    if disk["short"] == true {
+        let free = disk["available_bytes"].as_u64().unwrap_or(0) >> 20;
+        problems.push(format!("its disk has no room for the next checkpoint: {free} MiB free"));
+    }
+    if DISK_OLD_MS <= disk["age_ms"].as_u64().unwrap_or(0) {
+        problems.push(format!("its disk has not answered a write for {} ms", disk["age_ms"]));
+    }
+    let damaged = &disk["damaged"];
+    let found: Vec<String> = [
+        ("wal_groups", "groups of its log"),
+        ("superblock_copies", "copies of its superblock"),
+        ("chunks", "parts of its checkpoints"),
+    ]
+    .into_iter()
+    .filter(|(name, _)| damaged[name].as_u64().is_some_and(|count| 0 < count))
+    .map(|(name, what)| format!("{} {what}", damaged[name]))
+    .collect();
+    if !found.is_empty() {
+        problems.push(format!("damage found since it was started: {}", found.join(", ")));
+    }
+    let intake = &replica["intake"];
+    if !intake["slowed_for"].is_null() {
+        let (laggard, pause) = (&intake["slowed_for"], &intake["pause_ms"]);
+        problems.push(format!("takes commands on more slowly, {pause} ms an op, for replica {laggard} lags"));
+    }
+    problems
 }
 
 fn show_effects(answer: &Value) -> String {

@@ -354,7 +354,7 @@ async fn damage_at_different_ops_heals_and_an_op_that_nobody_can_read_stops_all_
     let mut cluster = Cluster::started("damage-quorum", 3);
     let mut accounts = Accounts::of(&cluster).await;
     accounts.open(10).await;
-    let ops = ops_apart(&mut accounts, &cluster, 5).await;
+    let ops = ops_apart(&mut accounts, &cluster, 6).await;
 
     // Each of the three has lost another op.
     (0..3).for_each(|replica| cluster.kill(replica));
@@ -374,29 +374,45 @@ async fn damage_at_different_ops_heals_and_an_op_that_nobody_can_read_stops_all_
         follows(&cluster, replica).await;
     }
 
-    // All of them have.
+    // All of them have: first an op in the middle, which later ones show to be committed, and then the newest.
+    assert_lost(&mut cluster, &mut accounts, ops[4]).await;
+    assert_lost(&mut cluster, &mut accounts, ops[5]).await;
+    accounts.open(5).await;
+}
+
+/// An op that rots on every replica is named, nothing is guessed, and one directory that can be read is enough.
+async fn assert_lost(cluster: &mut Cluster, accounts: &mut Accounts, op: u64) {
     (0..3).for_each(|replica| cluster.kill(replica));
     let kept = cluster.directory.0.join("kept");
     copy(&cluster.data(1), &kept);
-    (0..3).for_each(|replica| rot_op(&cluster.data(replica), ops[4]));
+    (0..3).for_each(|replica| rot_op(&cluster.data(replica), op));
     let told = chronon(&["inspect", "--json", "--data", cluster.data(1).to_str().unwrap()]);
     let told: serde_json::Value = serde_json::from_str(&stdout(&told)).unwrap();
-    assert_eq!(told["log"]["faulty"][0]["op"], ops[4], "{told}");
+    assert_eq!(told["log"]["faulty"][0]["op"], op, "{told}");
     (0..3).for_each(|replica| cluster.start(replica));
-    let words = format!("too many copies of an op are damaged op={}", ops[4]);
+    let mut teller = None;
     eventually("somebody says which op nobody can read", async || {
-        (0..3).any(|replica| plain(&cluster.printed(replica)).contains(&words))
+        for replica in 0..3 {
+            let lost = cluster.status(replica).await.unwrap_or_default()["unrecoverable"].clone();
+            if lost["op"] == op && lost["replicas"] == serde_json::json!([0, 1, 2]) {
+                teller = Some(replica);
+            }
+        }
+        teller.is_some()
     })
     .await;
+    let words =
+        format!("no replica has it any more: nothing goes on until one of them has it again what=op {op}");
+    let teller = teller.expect("somebody told");
+    assert!(plain(&cluster.printed(teller)).contains(&words), "{}", cluster.printed(teller));
     for replica in 0..3 {
         let status = cluster.status(replica).await.unwrap_or_default();
-        assert!(status["applied"].as_u64().unwrap_or(0) < ops[4], "nothing is guessed: {status}");
+        assert!(status["applied"].as_u64().unwrap_or(0) < op, "nothing is guessed: {status}");
     }
-    // One directory that can be read is enough.
     (0..3).for_each(|replica| cluster.kill(replica));
     put_back(&kept, &cluster.data(1));
     [0, 2].iter().for_each(|replica| cluster.start(*replica));
-    returns(&mut cluster, 1, async |cluster| {
+    returns(cluster, 1, async |cluster| {
         let mut leads = false;
         for replica in 0..3 {
             leads |= cluster.status(replica).await.unwrap_or_default()["serving"] == true;
@@ -405,7 +421,7 @@ async fn damage_at_different_ops_heals_and_an_op_that_nobody_can_read_stops_all_
     })
     .await;
     accounts.assert_all_there().await;
-    accounts.open(5).await;
+    std::fs::remove_dir_all(&kept).unwrap();
 }
 
 /// Without the codes of a terminal's colours.

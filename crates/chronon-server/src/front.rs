@@ -16,8 +16,8 @@ use chronon_node::{
     Front, FrontInput, FrontOutput, FrontStatus, Gate, Room, ToBack, ToFront, Token, VaultReport,
 };
 use chronon_vsr::{
-    ClusterId, Digest, Durable, Event, Instant, Message, Op, Payload, Quarantine, ReplicaId, Role, Status,
-    Write, WriteNumber,
+    ClusterId, Digest, Durable, Event, Instant, Loss, Message, Op, Payload, Quarantine, ReplicaId, Role,
+    Status, Write, WriteNumber,
 };
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::sleep;
@@ -69,6 +69,8 @@ pub(crate) struct FrontReport {
     pub(crate) in_touch: bool,
     /// Requests that nobody has an answer to yet.
     pub(crate) unanswered: usize,
+    /// What it can't go on without and nobody has.
+    pub(crate) loss: Option<Loss>,
     /// This replica's part of `GET /v1/cluster`.
     pub(crate) json: String,
 }
@@ -283,6 +285,10 @@ impl FrontThread {
                 "majority": majority.map(hex),
             })),
             "diverged": replica.diverged().map(ReplicaId::value).collect::<Vec<_>>(),
+            "unrecoverable": replica.loss().map(|Loss { what, replicas }| {
+                let replicas: Vec<u8> = replicas.iter().map(|replica| replica.value()).collect();
+                serde_json::json!({"what": what.to_string(), "op": what.op().value(), "replicas": replicas})
+            }),
             "queued": status.queued,
             "intake": {
                 "slowed_for": intake.slowed.map(|(voter, _)| voter.value()),
@@ -344,6 +350,7 @@ impl FrontThread {
                     status,
                     in_touch,
                     unanswered: self.waiters.borrow().len(),
+                    loss: self.front.borrow().replica().loss().cloned(),
                     json: self.status_json(),
                 };
                 // Nobody waits any more: the caller went away.
@@ -476,12 +483,17 @@ impl FrontThread {
                 info!(%stamp, %to, "gave the view up to a replica that holds more")
             }
             Event::LogTruncated { stamp, head } => info!(%stamp, %head, "cut what was never committed"),
-            Event::FirstCommitReached { stamp, op } => info!(%stamp, %op, "serving"),
+            Event::FirstCommitReached { stamp, op } => {
+                info!(%stamp, %op, "reached the view's first commit point");
+            }
             Event::EntryRepaired { entry, from } => debug!(op = %entry.op, %from, "repaired an entry"),
             Event::MessageDropped { from, command, why } => {
                 debug!(%from, ?command, ?why, "dropped a message")
             }
-            Event::UnrecoverableOp { op } => error!(%op, "too many copies of an op are damaged"),
+            Event::Unrecoverable(Loss { what, replicas }) => {
+                let replicas: Vec<u8> = replicas.iter().map(|replica| replica.value()).collect();
+                error!(%what, ?replicas, "no replica has it any more: nothing goes on until one of them has it again");
+            }
             Event::ForkDetected { op } => error!(%op, "two logs where there must be one: this replica halts"),
             Event::PeerRefused { replica, why } => error!(%replica, %why, "a peer is not listened to"),
             Event::Refused { by, why } => self.stop.stop(StopReason::Refused { by: *by, why: *why }),

@@ -311,10 +311,7 @@ impl World {
     pub fn has_refused(&self) -> bool {
         let refuses = |machine: &Machine| machine.process.is_none() && machine.failed.is_some();
         let names = |event: &chronon_vsr::Event| {
-            matches!(
-                event,
-                chronon_vsr::Event::UnrecoverableOp { .. } | chronon_vsr::Event::ForkDetected { .. }
-            )
+            matches!(event, chronon_vsr::Event::Unrecoverable(_) | chronon_vsr::Event::ForkDetected { .. })
         };
         self.machines.iter().any(refuses) || self.events.iter().any(|(_, _, event)| names(event))
     }

@@ -90,7 +90,8 @@ pub(crate) enum Choice {
     /// Two histories where there must be one, at this op. Halt: nothing here can be repaired by guessing.
     Fork { op: Op },
     /// Every voter has spoken, and this op can be neither kept nor given up.
-    Unrecoverable { op: Op },
+    /// Whose copies of it are damaged, or whose logs can't tell.
+    Unrecoverable { op: Op, damaged: Vec<ReplicaId> },
     /// The log of the new view.
     Chosen(Chosen),
 }
@@ -143,8 +144,14 @@ pub(crate) fn choose(
     if votes.len() < quorums.view_change {
         return Choice::NeedMore;
     }
-    let undecided =
-        |op| if votes.len() < quorums.voters { Choice::NeedMore } else { Choice::Unrecoverable { op } };
+    let undecided = |entry: Wanted| {
+        if votes.len() < quorums.voters {
+            Choice::NeedMore
+        } else {
+            let damaged = votes.iter().filter(|(_, vote)| !vote.nacks(entry, mutations));
+            Choice::Unrecoverable { op: entry.op, damaged: damaged.map(|(replica, _)| *replica).collect() }
+        }
+    };
 
     let newest = newest_logs(&votes, mutations);
     let log_stamp =
@@ -179,11 +186,12 @@ pub(crate) fn choose(
             }
         }
         let born = chain.header(op).map(|header| LogStamp::adopted(header.born));
-        if quorums.nack <= nacks(Wanted { op, checksum, born }) {
+        let entry = Wanted { op, checksum, born };
+        if quorums.nack <= nacks(entry) {
             chosen.cut = Some(op);
             return Choice::Chosen(chosen);
         }
-        return undecided(op);
+        return undecided(entry);
     }
 
     // What a sender at L may have held beyond the chain can only be born at L: everything that L inherited is in the
@@ -191,7 +199,7 @@ pub(crate) fn choose(
     if newest.iter().any(|vote| vote.uncertain_from.is_some()) {
         let beyond = Wanted { op: op.next(), checksum: None, born: Some(log_stamp) };
         if nacks(beyond) < quorums.nack {
-            return undecided(beyond.op);
+            return undecided(beyond);
         }
     }
     Choice::Chosen(chosen)

@@ -3,7 +3,7 @@
 use core::fmt;
 use core::time::Duration;
 
-use crate::{Command, Digest, Op, OpRef, ReplicaId, Stamp};
+use crate::{Command, Digest, Loss, Op, OpRef, ReplicaId, Stamp};
 
 /// Something worth knowing happened inside a replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,8 +37,8 @@ pub enum Event {
     Synced { op: Op },
     /// A message could not be used.
     MessageDropped { from: ReplicaId, command: Command, why: DropReason },
-    /// This op can be neither kept nor given up: too many copies are damaged.
-    UnrecoverableOp { op: Op },
+    /// This can be neither had nor given up: too many copies are damaged.
+    Unrecoverable(Loss),
     /// Two canonical logs at one stamp: a bug, or a replica outside the protocol. The replica halts.
     ForkDetected { op: Op },
     /// A peer under a known number has another disk, or remembers less than it showed before.

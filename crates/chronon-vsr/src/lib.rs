@@ -44,8 +44,8 @@ pub use mutation::{Mutation, Mutations};
 pub use prng::Prng;
 pub use quorum::Quorums;
 pub use replica::{
-    Applied, Digest, Input, Intake, NotProposed, NotReadable, Options, Output, Proposed, Quarantine,
-    ReadNumber, Recipients, Replica, Role, Room, RoundConfirmed, Standing, Status, Timing,
+    Applied, Digest, Input, Intake, Loss, Lost, NotProposed, NotReadable, Options, Output, Proposed,
+    Quarantine, ReadNumber, Recipients, Replica, Role, Room, RoundConfirmed, Standing, Status, Timing,
 };
 pub use ring::{Ring, charge};
 pub use time::{Duration, Instant, Now, Timestamp};

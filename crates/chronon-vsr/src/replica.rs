@@ -8,6 +8,7 @@
 mod checkpoints;
 mod intake;
 mod log;
+mod loss;
 mod normal;
 mod peers;
 mod primary;
@@ -37,6 +38,8 @@ use crate::{
 use checkpoints::Checkpoints;
 pub use intake::Intake;
 use log::Log;
+use loss::Losses;
+pub use loss::{Loss, Lost};
 use normal::Following;
 use peers::Peers;
 use primary::Leading;
@@ -381,6 +384,7 @@ pub struct Replica {
     room: Room,
 
     checkpoints: Checkpoints,
+    losses: Losses,
     peers: Peers,
     repairs: Repairs,
     reads: RemoteReads,
@@ -643,6 +647,7 @@ impl Replica {
             self.timers();
             self.advance();
         }
+        self.look_for_losses();
         let role = self.role();
         if role != self.role {
             self.role = role;

@@ -4,8 +4,8 @@
 mod world;
 
 use chronon_vsr::{
-    Applied, Checksum, Command, Digest, Duration, Event, Input, Mutations, Op, OpRef, Payload, PeerRefusal,
-    Role, Status,
+    Applied, Checksum, Command, Digest, Duration, Event, Input, Lost, Mutations, Op, OpRef, Payload,
+    PeerRefusal, Role, Status,
 };
 use world::{Cluster, Faults};
 
@@ -435,7 +435,7 @@ fn a_single_replica_with_a_damaged_entry_stops_and_says_so() {
     c.rot(0);
     c.start(0);
     assert_eq!(Status::Halted, c.replica(0).status());
-    assert_eq!(1, c.count(|event| matches!(event, Event::UnrecoverableOp { .. })));
+    assert_eq!(1, c.count(|event| matches!(event, Event::Unrecoverable(_))));
 }
 
 #[test]
@@ -450,8 +450,37 @@ fn two_rotten_copies_of_one_committed_entry_of_three_are_reported_not_lost() {
         c.start(i);
     }
     c.run(ms(3000));
-    assert!(0 < c.count(|event| *event == Event::UnrecoverableOp { op }), "{}", c.describe());
+    let lost = |event: &Event| matches!(event, Event::Unrecoverable(loss) if loss.what == Lost::Op(op));
+    assert!(0 < c.count(lost), "{}", c.describe());
     assert!((0..3).all(|i| c.replica(i).committed_out() < op));
+}
+
+// Scenario 17. Known to be committed by the entries after it, so no view change decides about it.
+#[test]
+fn an_op_below_the_commit_point_that_rots_on_every_replica_is_named_until_one_has_it_again() {
+    let (mut c, _) = settled_three(Mutations::NONE);
+    let op = Op::new(2);
+    assert!(op < c.acknowledged);
+    for i in 0..3 {
+        c.crash(i);
+        c.rot_at(i, op);
+    }
+    for i in 0..3 {
+        c.start(i);
+    }
+    c.run(ms(6000));
+    assert!((0..3).all(|i| c.replica(i).committed_out() < op));
+    for i in 0..3 {
+        let loss = c.replica(i).loss().cloned().expect("it is named");
+        assert_eq!((loss.what, loss.replicas.len()), (Lost::Op(op), 3));
+    }
+    assert_eq!(3, c.count(|event| matches!(event, Event::Unrecoverable(_))), "each tells it once");
+
+    c.crash(1);
+    c.forget_rot(1);
+    c.start(1);
+    c.settle();
+    assert!((0..3).all(|i| c.replica(i).loss().is_none()));
 }
 
 #[test]

@@ -87,6 +87,9 @@ pub(super) async fn healthz(State(api): State<Arc<Api>>) -> Result<&'static str,
 pub(super) async fn readyz(State(api): State<Arc<Api>>) -> Result<&'static str, Problem> {
     let report = api.front.report().await.ok_or_else(gone)?;
     let not_ready = |detail: String| Problem::new(503, "not_ready", detail);
+    if let Some(loss) = report.loss {
+        return Err(not_ready(format!("no replica has {} any more: see /v1/cluster", loss.what)));
+    }
     if report.status.status != Status::Normal {
         return Err(not_ready(format!("the replica is not in normal operation: {:?}", report.status.status)));
     }
@@ -150,6 +153,7 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
         line("gauge", "queued", status.queued as u64);
         line("gauge", "quarantined", u64::from(status.quarantine.is_some()));
         line("gauge", "unanswered", report.unanswered as u64);
+        line("gauge", "unrecoverable", u64::from(report.loss.is_some()));
     }
     let look = |engine: &dyn Engine| engine.status();
     if let Ok(status) = api.front.look(Consistency::Local, READY_PATIENCE, look).await {

@@ -1,7 +1,7 @@
 //! Disks that lie: what rots is repaired or refused, and never taken for what was never there.
 
 use chronon_sim::{ALL, Chunks, Cluster, Fault, Harm, Prepare, R0, R1, R2, Region, SuperblockCopy, World};
-use chronon_vsr::{Abdication, Duration, Event, Op, ReplicaId};
+use chronon_vsr::{Abdication, Duration, Event, Lost, Op, ReplicaId};
 
 fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -12,7 +12,7 @@ fn is_repaired(event: &Event) -> bool {
 }
 
 fn is_unrecoverable(event: &Event) -> bool {
-    matches!(event, Event::UnrecoverableOp { .. })
+    matches!(event, Event::Unrecoverable(_))
 }
 
 fn head(world: &World, replica: ReplicaId) -> Option<Op> {
@@ -125,6 +125,34 @@ fn an_op_whose_every_copy_rots_is_named_and_never_guessed() {
         assert!(0 < c.count_events(ALL, is_unrecoverable), "seed {seed}");
         assert_eq!(c.head(), newest);
     }
+}
+
+/// What all three say is lost.
+fn lost(c: &mut Cluster) -> Vec<Option<Lost>> {
+    let replicas = c.world().replicas();
+    replicas.into_iter().map(|id| Some(c.world().replica(id)?.loss()?.what)).collect()
+}
+
+// Scenario 17.
+#[test]
+fn a_committed_op_or_a_checkpoint_of_which_no_copy_is_left_is_named_and_never_guessed() {
+    // Known to be committed by what comes after it: no view change decides about it.
+    let mut c = Cluster::new(3).seed(17);
+    c.submit(12).settle().power_off_all();
+    for replica in [R0, R1, R2] {
+        c.replica(replica).corrupt(Prepare(6)).restart();
+    }
+    c.run(Duration::from_secs(8));
+    assert_eq!(lost(&mut c), vec![Some(Lost::Op(Op::new(6))); 3]);
+
+    let mut c = Cluster::new(3).seed(17).tiny_log(5);
+    c.submit(30).settle().power_off_all();
+    for replica in [R0, R1, R2] {
+        c.replica(replica).corrupt(Chunks).restart();
+    }
+    c.run(Duration::from_secs(8));
+    let lost = lost(&mut c);
+    assert!(lost.iter().all(|lost| matches!(lost, Some(Lost::Checkpoint(_)))), "{lost:?}");
 }
 
 // Scenario 18.

@@ -141,6 +141,11 @@ mod rules {
         assert_eq!((chosen.head(), chosen.cut), (root(), Some(Op::new(1))));
     }
 
+    fn unrecoverable(op: u64, damaged: &[u8]) -> Choice {
+        let damaged = damaged.iter().map(|replica| ReplicaId::new(*replica)).collect();
+        Choice::Unrecoverable { op: Op::new(op), damaged }
+    }
+
     #[test]
     fn a_faulty_entry_is_no_nack() {
         let two = [(0, faulty(1, vote(0, &[0]))), (1, vote(0, &[]))];
@@ -150,7 +155,7 @@ mod rules {
         let cut = chosen(3, &[two[0].clone(), two[1].clone(), (2, vote(0, &[]))]);
         assert_eq!(cut.head(), root());
         let stuck = decide(3, &[two[0].clone(), two[1].clone(), (2, faulty(1, vote(0, &[0])))]);
-        assert_eq!(stuck, Choice::Unrecoverable { op: Op::new(1) });
+        assert_eq!(stuck, unrecoverable(1, &[0, 2]));
     }
 
     #[test]
@@ -167,7 +172,7 @@ mod rules {
         assert_eq!(chosen(3, &votes).head(), root());
         // Born no later than that log, it may have been acked by it.
         let votes = [(0, faulty(1, vote(1, &[0]))), (1, uncertain(1, vote(0, &[]))), (2, vote(0, &[]))];
-        assert_eq!(decide(3, &votes), Choice::Unrecoverable { op: Op::new(1) });
+        assert_eq!(decide(3, &votes), unrecoverable(1, &[0, 1]));
     }
 
     #[test]
@@ -177,7 +182,7 @@ mod rules {
         let all = chosen(3, &[(0, lost.clone()), (1, vote(0, &[0])), (2, vote(0, &[]))]);
         assert_eq!(all.head(), entry(&[0]));
         let two_lost = [(0, lost.clone()), (1, lost.clone()), (2, vote(0, &[]))];
-        assert_eq!(decide(3, &two_lost), Choice::Unrecoverable { op: Op::new(2) });
+        assert_eq!(decide(3, &two_lost), unrecoverable(2, &[0, 1]));
         // Of an older log: what it can't say was never in the newest one.
         let older = [(0, lost), (1, vote(1, &[0]))];
         assert_eq!(chosen(3, &older).head(), entry(&[0]));

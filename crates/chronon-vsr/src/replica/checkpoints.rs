@@ -73,6 +73,8 @@ struct ChunkRequest {
     /// How many peers were asked so far.
     asked: usize,
     denied: BTreeSet<ReplicaId>,
+    /// Everybody who was there has denied it, at least once.
+    in_vain: bool,
     /// It has come, and storage is keeping it.
     storing: bool,
 }
@@ -322,18 +324,32 @@ impl Replica {
                 None => self.ask_for_newer_log(),
             };
         }
-        if !is_normal
-            || self.checkpoints.is_switching()
-            || self.log.committed().op < next
-            || (next <= self.log.executable() && self.log.entry(next).is_some())
-            || !self.is_nowhere(next)
-        {
+        if !is_normal || self.checkpoints.is_switching() || !self.is_denied(next) {
             return;
         }
         match self.best_offer(next) {
             Some(target) => self.start_transfer(target),
             None => self.ask_for_newer_log(),
         }
+    }
+
+    /// Whether a committed op is to be executed that neither this replica has nor anybody who is there.
+    fn is_denied(&self, op: Op) -> bool {
+        let is_here = op <= self.log.executable() && self.log.entry(op).is_some();
+        op <= self.log.committed().op && !is_here && self.is_nowhere(op)
+    }
+
+    /// Whether nobody's log and nobody's checkpoint brings this replica to an op that it is to execute.
+    pub(super) fn waits_for_nobody(&self, op: Op) -> bool {
+        self.checkpoints.transfer.is_none() && self.is_denied(op) && self.best_offer(op).is_none()
+    }
+
+    /// The op of the checkpoint that it can't go on without, if somebody denied a part of it and nobody has given it since.
+    pub(super) fn stuck_transfer(&self) -> Option<Op> {
+        let transfer = self.checkpoints.transfer.as_ref()?;
+        let needed = self.checkpoints.installing || self.is_syncing();
+        let in_vain = transfer.wanted.values().any(|request| request.in_vain && !request.storing);
+        (needed && in_vain).then_some(transfer.target.entry.op)
     }
 
     /// Every checkpoint on offer may be of an op that this replica does not know to be committed: then the primary's
@@ -395,6 +411,7 @@ impl Replica {
                 retry: Retry::now(now),
                 asked: 0,
                 denied: BTreeSet::new(),
+                in_vain: false,
                 storing: false,
             });
         }
@@ -446,6 +463,7 @@ impl Replica {
             if willing.is_empty() {
                 // Everybody denied it once. Whoever repairs its own copy may have it again.
                 request.denied.clear();
+                request.in_vain = true;
                 continue;
             }
             let peer = willing[request.asked % willing.len()];

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use super::checkpoints::Checkpoints;
 use super::log::{Log, OnDisk};
+use super::loss::{Losses, Lost};
 use super::normal::Following;
 use super::peers::Peers;
 use super::reads::RemoteReads;
@@ -14,7 +15,7 @@ use super::{Applied, Digest, DiskAge, Options, Part, Replica, Role, Room, Superb
 use crate::clock::Clock;
 use crate::event::Suspicion;
 use crate::{
-    Checksum, Duration, EntryHeader, Event, Mutation, Now, Op, OpRef, PIPELINE_MAX, Prng, Quorums, Recovered,
+    Checksum, Duration, EntryHeader, Mutation, Now, Op, OpRef, PIPELINE_MAX, Prng, Quorums, Recovered,
     Verdict, WriteNumber,
 };
 
@@ -81,6 +82,7 @@ impl Replica {
             disk_age: DiskAge { told: Duration::ZERO, at: monotonic },
             room: Room::Enough,
             checkpoints: Checkpoints::new(),
+            losses: Losses::default(),
             peers: Peers::new(membership.peers(me), &state.peers, monotonic),
             repairs: Repairs::new(),
             reads: RemoteReads::new(),
@@ -114,7 +116,7 @@ impl Replica {
         let leads = self.membership.primary(self.stamp) == self.me;
         if alone && let Some(op) = self.first_lost() {
             // All that it ever flushed may be acked, and nobody else has it.
-            self.event(Event::UnrecoverableOp { op });
+            self.note_loss(Lost::Op(op), alloc::vec![self.me]);
             self.part = Part::Halted;
         } else if self.log_stamp.stamp() < self.stamp {
             self.part = Part::Changing(Changing::new(self.now.monotonic, &self.options.timing, leads));

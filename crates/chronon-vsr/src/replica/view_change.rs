@@ -4,6 +4,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use super::log::{Fork, Log, OnDisk};
+use super::loss::Lost;
 use super::normal::{Following, UNANSWERED_MAX};
 use super::primary::Leading;
 use super::retry::{Retry, jittered};
@@ -56,7 +57,6 @@ struct Election {
     chosen: Option<Chosen>,
     /// Bodies of the chosen log that its own log lacks. Apart from its own: a crash must report the old one.
     fetched: BTreeMap<OpRef, Entry>,
-    unrecoverable: Option<Op>,
     /// The votes changed since the choice was made.
     stale: bool,
 }
@@ -75,21 +75,16 @@ impl core::hash::Hash for Votes {
 impl core::hash::Hash for Changing {
     fn hash<H: core::hash::Hasher>(&self, state: &mut H) {
         (self.spoken, &self.do_view_change, &self.get_view).hash(state);
-        if let Some(Election { votes, chosen, fetched, unrecoverable, stale }) = &self.election {
-            (votes, chosen.is_some(), fetched, unrecoverable, stale).hash(state);
+        if let Some(Election { votes, chosen, fetched, stale }) = &self.election {
+            (votes, chosen.is_some(), fetched, stale).hash(state);
         }
     }
 }
 
 impl Changing {
     pub(crate) fn new(now: Instant, timing: &Timing, elect: bool) -> Changing {
-        let election = Election {
-            votes: BTreeMap::new(),
-            chosen: None,
-            fetched: BTreeMap::new(),
-            unrecoverable: None,
-            stale: false,
-        };
+        let election =
+            Election { votes: BTreeMap::new(), chosen: None, fetched: BTreeMap::new(), stale: false };
         Changing {
             spoken: false,
             do_view_change: Retry::never(),
@@ -403,12 +398,9 @@ impl Replica {
             match choose(self.quorums, &voters, &votes, self.options.mutations) {
                 Choice::NeedMore => election.chosen = None,
                 Choice::Fork { op } => return self.halt(op),
-                Choice::Unrecoverable { op } => {
+                Choice::Unrecoverable { op, damaged } => {
                     election.chosen = None;
-                    if election.unrecoverable != Some(op) {
-                        election.unrecoverable = Some(op);
-                        self.event(Event::UnrecoverableOp { op });
-                    }
+                    self.note_loss(Lost::Op(op), damaged);
                 }
                 Choice::Chosen(chosen) => {
                     election.chosen = Some(chosen);

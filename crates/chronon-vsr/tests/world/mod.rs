@@ -441,6 +441,11 @@ impl Cluster {
         disk.damaged.extend(rotten.map(|entry| (entry.op(), entry.checksum())));
     }
 
+    /// What had rotted in its WAL reads well again, at the next start.
+    pub(crate) fn forget_rot(&mut self, i: usize) {
+        self.hosts[i].disk.damaged.clear();
+    }
+
     /// The last entries of the WAL rot, headers and all; seen at the next start.
     pub(crate) fn rot_tail(&mut self, i: usize) {
         let disk = &mut self.hosts[i].disk;

@@ -148,7 +148,7 @@ fn the_choice_is_what_the_answers_say(voters: u8) -> usize {
         let votes = ids.iter().copied().zip(heard.iter().map(|voter| voter.vote.clone())).collect();
         let choice = match choose(quorums, &ids, &votes, Mutations::NONE) {
             Choice::NeedMore => Expected::NeedMore,
-            Choice::Unrecoverable { op } => Expected::Unrecoverable(op.value()),
+            Choice::Unrecoverable { op, .. } => Expected::Unrecoverable(op.value()),
             Choice::Fork { op } => panic!("a fork at op {op}: {heard:#?}"),
             Choice::Chosen(chosen) => {
                 let head = chosen.head();
