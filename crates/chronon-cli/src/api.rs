@@ -128,7 +128,11 @@ async fn connect(base: &str) -> anyhow::Result<TcpStream> {
     anyhow::ensure!(uri.scheme_str() == Some("http"), "must begin with http://");
     let authority = uri.authority().context("names no host")?;
     let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-    let port = authority.port_u16().unwrap_or(80);
+    let port = match authority.port_u16() {
+        Some(port) => port,
+        None if authority.as_str() == authority.host() => 80,
+        None => anyhow::bail!("has no port from 0 to 65535 behind its host"),
+    };
     let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect((host, port))).await;
     Ok(connected.context("did not answer")??)
 }

@@ -104,8 +104,7 @@ fn show(arguments: &ShowArguments) -> anyhow::Result<ExitCode> {
     let replica = replica_at_rest(&mut directory.disk())
         .with_context(|| format!("the log in {} can't be read; chronon inspect says more", data.display()))?;
     let first = from.map_or(replica.log_start(), Op::new).max(replica.log_start());
-    let ops = (first.value()..).take_while(|op| *op <= replica.head().value());
-    let ops = ops.take(usize::try_from(*limit).unwrap_or(usize::MAX));
+    let ops = (first.value()..=replica.head().value()).take(usize::try_from(*limit).unwrap_or(usize::MAX));
     let committed = replica.commit_max().op;
     let rows: Vec<Value> = ops
         .map(|op| {

@@ -278,6 +278,8 @@ fn a_replica_without_a_quorum_says_so_within_the_time_that_it_has() {
 fn nobody_at_the_api_is_told_with_what_to_do() {
     let error = refused(&["status", "--api", "http://127.0.0.1:1"]);
     assert!(error.contains("no replica is reached") && error.contains("--api"), "{error}");
+    let error = refused(&["status", "--api", "http://127.0.0.1:99999"]);
+    assert!(error.contains("no port from 0 to 65535"), "{error}");
 }
 
 /// A replica that takes a command and dies before it answers: the key is what is left to find out what became of it.

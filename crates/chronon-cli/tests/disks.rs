@@ -5,7 +5,7 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,17 +15,59 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use support::accounts::Accounts;
 use support::{Cluster, PATIENCE, chronon, stderr};
 
+fn ran(command: &mut Command) -> bool {
+    command.status().is_ok_and(|status| status.success())
+}
+
+/// Whether this machine can do what a test of disks needs; says what is missing. Where it can, a failure is a failure.
+fn may_mount(tools: &[&str]) -> bool {
+    let able = fs::read_to_string("/proc/self/status").unwrap_or_default().lines().any(|line| {
+        let bits = line.strip_prefix("CapEff:").and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
+        bits.is_some_and(|bits| bits & (1 << 21) != 0) // CAP_SYS_ADMIN
+    });
+    let tools = ["mount", "umount"].iter().chain(tools);
+    let missing: Vec<_> = tools.filter(|tool| Command::new(tool).arg("-V").output().is_err()).collect();
+    if !able || !missing.is_empty() {
+        eprintln!("skipped: no filesystem can be mounted here: privilege {able}, missing tools {missing:?}");
+    }
+    able && missing.is_empty()
+}
+
+fn has_loop_devices() -> bool {
+    let has = Path::new("/dev/loop-control").exists();
+    if !has {
+        eprintln!("skipped: no image can be mounted here, there are no loop devices");
+    }
+    has
+}
+
+/// Makes a filesystem in a file and mounts it.
+fn mount_image(image: &Path, bytes: u64, path: &Path) {
+    fs::File::create(image).unwrap().set_len(bytes).unwrap();
+    let now = "lazy_itable_init=0,lazy_journal_init=0";
+    assert!(ran(Command::new("mkfs.ext4").args(["-q", "-F", "-E", now]).arg(image)));
+    mount_made_image(image, path);
+}
+
+fn mount_made_image(image: &Path, path: &Path) {
+    assert!(ran(Command::new("mount").args(["-o", "loop"]).arg(image).arg(path)));
+    // Its own, and made again by every check.
+    let _ = fs::remove_dir_all(path.join("lost+found"));
+}
+
 /// A filesystem in memory of a given size, mounted over a directory until this is dropped.
 struct Mount(PathBuf);
 
 impl Mount {
-    /// None where this user may not mount.
+    /// None where this user may not mount; says so.
     fn new(path: &Path, bytes: u64) -> Option<Mount> {
+        if !may_mount(&[]) {
+            return None;
+        }
         fs::create_dir_all(path).unwrap();
         let options = format!("size={bytes}");
-        let mounted =
-            Command::new("mount").args(["-t", "tmpfs", "-o", &options, "chronon"]).arg(path).status();
-        mounted.is_ok_and(|status| status.success()).then(|| Mount(path.to_owned()))
+        assert!(ran(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "chronon"]).arg(path)));
+        Some(Mount(path.to_owned()))
     }
 
     fn remount(&self, options: &str) {
@@ -95,40 +137,65 @@ struct Freezer {
     watchdog: Option<Child>,
 }
 
+/// A filesystem in a sparse file for which the disk below has too little room: it looks half empty, and what is written to
+/// it fails all the same.
+struct Sparse {
+    path: PathBuf,
+    image: PathBuf,
+    below: Mount,
+}
+
+impl Sparse {
+    /// None where this user may not mount, or the tools are missing; says so.
+    fn new(path: &Path) -> Option<Sparse> {
+        if !may_mount(&["mkfs.ext4", "e2fsck", "sync"]) || !has_loop_devices() {
+            return None;
+        }
+        fs::create_dir_all(path).unwrap();
+        let below = Mount::new(&path.with_file_name("below"), 256 << 20)?;
+        let image = below.0.join("image");
+        mount_image(&image, 512 << 20, path);
+        Some(Sparse { path: path.to_owned(), image, below })
+    }
+
+    /// From here on the disk below takes no more than this.
+    fn leave(&self, room: u64) {
+        assert!(ran(Command::new("sync").arg("-f").arg(&self.path)));
+        let taken = fs::metadata(&self.image).unwrap().blocks() * 512;
+        self.below.remount(&format!("size={}", taken + room));
+    }
+
+    /// There is room below, and the filesystem is checked.
+    fn mend(&self) {
+        assert!(ran(Command::new("umount").arg(&self.path)));
+        self.below.remount(&format!("size={}", 256 << 20));
+        let checked = Command::new("e2fsck").args(["-f", "-y"]).arg(&self.image).output().unwrap();
+        // 1: it was damaged, and is mended.
+        assert!(checked.status.code().is_some_and(|code| code <= 1), "{}", stderr(&checked));
+        mount_made_image(&self.image, &self.path);
+    }
+}
+
+impl Drop for Sparse {
+    fn drop(&mut self) {
+        assert!(ran(Command::new("umount").arg("-l").arg(&self.path)) || std::thread::panicking());
+    }
+}
+
 /// However a test ends, its filesystem stands still for no longer than this.
 const FROZEN_MAX: Duration = Duration::from_secs(120);
 
 impl Freezer {
-    /// None where this user may not mount, or the tools are missing; says so. On a machine that could do it a failure is
-    /// a failure.
+    /// None where this user may not mount, or the tools are missing; says so.
     fn new(path: &Path) -> Option<Freezer> {
-        fs::create_dir_all(path).unwrap();
-        let able = fs::read_to_string("/proc/self/status").unwrap_or_default().lines().any(|line| {
-            let bits =
-                line.strip_prefix("CapEff:").and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
-            bits.is_some_and(|bits| bits & (1 << 21) != 0) // CAP_SYS_ADMIN
-        });
-        let tools = ["mkfs.ext4", "mount", "umount", "fsfreeze"];
-        let missing = tools.iter().find(|tool| Command::new(tool).arg("-V").output().is_err());
-        if !able || missing.is_some() || !Path::new("/dev/loop-control").exists() {
-            eprintln!(
-                "no disk can be frozen here: privilege {able}, missing {missing:?}, or no loop devices"
-            );
+        if !may_mount(&["mkfs.ext4", "fsfreeze"]) || !has_loop_devices() {
             return None;
         }
+        fs::create_dir_all(path).unwrap();
         let image = path.with_file_name("image");
-        fs::File::create(&image).unwrap().set_len(128 << 20).unwrap();
-        let ran = |command: &mut Command| command.status().is_ok_and(|status| status.success());
-        let mounted = ran(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image))
-            && ran(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(path));
+        mount_image(&image, 128 << 20, path);
         // Whatever becomes of the mount, the file needs no name any more.
         fs::remove_file(&image).unwrap();
-        if !mounted {
-            assert!(std::env::var_os("CI").is_none(), "this machine has all that it takes to mount an image");
-            eprintln!("an image can't be mounted here: there is no disk to freeze");
-            return None;
-        }
-        let _ = fs::remove_dir(path.join("lost+found"));
         Some(Freezer { path: path.to_owned(), watchdog: None })
     }
 
@@ -193,10 +260,7 @@ async fn a_replica_whose_disk_is_full_stops_and_returns_when_there_is_room() {
     for backup_first in [1, 0] {
         let victim = (cluster.primary(None).await + backup_first) % 3;
         assert!(cluster.terminate(victim));
-        let Some(mount) = moved(&cluster, victim, 256 << 10) else {
-            eprintln!("this user may not mount: there is no full disk to try");
-            return;
-        };
+        let Some(mount) = moved(&cluster, victim, 256 << 10) else { return };
         cluster.start(victim);
         // Its log grows until the filesystem takes no more; the others go on.
         let mut end = None;
@@ -220,16 +284,62 @@ async fn a_replica_whose_disk_is_full_stops_and_returns_when_there_is_room() {
 
         // Back to a plain directory, for the next.
         assert!(cluster.terminate(victim));
-        let (data, plain) = (cluster.data(victim), cluster.data(victim).with_file_name("plain"));
-        fs::create_dir(&plain).unwrap();
-        copy_sparse(&data, &plain);
-        drop(mount);
-        fs::remove_dir(&data).unwrap();
-        fs::rename(plain, data).unwrap();
+        plain_again(&cluster, victim, mount);
         cluster.start(victim);
         follows(&cluster, victim).await;
     }
     accounts.assert_all_there().await;
+}
+
+#[tokio::test]
+async fn a_replica_whose_half_empty_disk_fails_to_write_stops_and_returns_once_it_is_mended() {
+    let mut cluster = Cluster::started("failing-disk", 3);
+    let mut accounts = Accounts::of(&cluster).await;
+    accounts.open(20).await;
+    for backup_first in [1, 0] {
+        let victim = (cluster.primary(None).await + backup_first) % 3;
+        assert!(cluster.terminate(victim));
+        let Some((disk, _)) = moved_to(&cluster, victim, Sparse::new) else { return };
+        disk.leave(512 << 10);
+        cluster.start(victim);
+        let mut end = None;
+        for _ in 0..1_000 {
+            accounts.open(8).await;
+            end = cluster.ended(victim);
+            if end.is_some() {
+                break;
+            }
+        }
+        let last = cluster.printed(victim).lines().last().unwrap_or_default().to_owned();
+        assert_eq!(end, Some(1), "{}", cluster.printed(victim));
+        // Which of the two it is depends on the part of the kernel that hears of it first.
+        let named = ["Input/output error", "No space left on device"].iter().any(|why| last.contains(why));
+        assert!(last.contains("the disk failed") && named, "{last}");
+        assert!(last.contains(cluster.data(victim).to_str().unwrap()), "{last}");
+        accounts.open(20).await;
+
+        disk.mend();
+        cluster.start(victim);
+        follows(&cluster, victim).await;
+        accounts.assert_all_there().await;
+
+        // Back to a plain directory, for the next.
+        assert!(cluster.terminate(victim));
+        plain_again(&cluster, victim, disk);
+        cluster.start(victim);
+        follows(&cluster, victim).await;
+    }
+    accounts.assert_all_there().await;
+}
+
+/// Moves the directory of a stopped replica from a filesystem of its own to where all are.
+fn plain_again<M>(cluster: &Cluster, replica: usize, mount: M) {
+    let (data, plain) = (cluster.data(replica), cluster.data(replica).with_file_name("plain"));
+    fs::create_dir(&plain).unwrap();
+    copy_sparse(&data, &plain);
+    drop(mount);
+    fs::remove_dir(&data).unwrap();
+    fs::rename(plain, data).unwrap();
 }
 
 #[tokio::test]
@@ -238,10 +348,7 @@ async fn a_replica_on_a_read_only_filesystem_is_told_so_and_can_be_inspected() {
     let mut accounts = Accounts::of(&cluster).await;
     accounts.open(20).await;
     assert!(cluster.terminate(2));
-    let Some(mount) = moved(&cluster, 2, 16 << 20) else {
-        eprintln!("this user may not mount: there is no read-only filesystem to try");
-        return;
-    };
+    let Some(mount) = moved(&cluster, 2, 16 << 20) else { return };
     mount.remount("ro");
     cluster.start(2);
     let (code, last) = ends(&mut cluster, 2).await;

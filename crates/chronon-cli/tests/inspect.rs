@@ -109,6 +109,8 @@ async fn a_log_is_verified_from_end_to_end_and_its_ops_are_listed() {
     assert_eq!(ops, [2, 3, 4], "{shown}");
     assert!(shown["ops"][0]["state"] == "here" && 0 < shown["ops"][0]["bytes"].as_u64().unwrap(), "{shown}");
     assert!(stdout(&chronon(&["log", "show", "--data", path])).lines().count() > 4);
+    let beyond = chronon(&["log", "show", "--data", path, "--from", &u64::MAX.to_string()]);
+    assert_eq!((beyond.status.code(), stdout(&beyond).lines().count()), (Some(0), 1), "{}", stderr(&beyond));
 
     flip(data.join("wal"), 400);
     let verified = chronon(&["log", "verify", "--data", path, "--json"]);

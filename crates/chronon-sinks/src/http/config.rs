@@ -115,7 +115,11 @@ impl Target {
             return Err(wrong(format!("{url:?} names no host")));
         }
         let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-        let port = authority.port_u16().unwrap_or(port);
+        let port = match authority.port_u16() {
+            Some(port) => port,
+            None if authority.as_str() == authority.host() => port,
+            None => return Err(wrong(format!("{url:?} has no port from 0 to 65535 behind its host"))),
+        };
         Ok(Target { scheme, host, port, authority: authority.as_str().to_owned(), path })
     }
 }
@@ -346,6 +350,7 @@ mod tests {
             (r#"{"url":"http://a","headers":{"traceparent":"x"}}"#, "set by the sink itself"),
             (r#"{"url":"/hook"}"#, "must begin with https:// or http://"),
             (r#"{"url":"http://u:p@a/"}"#, "name a secret"),
+            (r#"{"url":"http://a:99999/"}"#, "no port from 0 to 65535"),
             (r#"{"url":"http://a","method":"GET"}"#, "use POST, PUT or PATCH"),
             (r#"{"url":"http://a","headers":{"webhook-id":"x"}}"#, "set by the sink itself"),
             (r#"{"url":"http://a","headers":{"b d":"x"}}"#, "can't name a header"),
