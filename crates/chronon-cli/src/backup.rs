@@ -76,7 +76,9 @@ pub(crate) fn back_up(arguments: &BackupArguments) -> anyhow::Result<ExitCode> {
 
 async fn carry_away(arguments: &BackupArguments) -> anyhow::Result<(Manifest, u64)> {
     let to = &arguments.to;
+    // Before anything is made there, and once more when nobody else can write.
     refuse_other_files(to)?;
+    earlier(to)?;
     let chunks = to.join(CHUNKS);
     fs::create_dir_all(&chunks).with_context(|| format!("can't make {}", chunks.display()))?;
     let _lock = hold(to)?;

@@ -116,3 +116,36 @@ fn write_config(directory: &Path, config: Config) -> anyhow::Result<PathBuf> {
     std::fs::write(&path, text).with_context(|| format!("can't write {}", path.display()))?;
     Ok(path)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that unwraps nothing fails")]
+mod tests {
+    use super::*;
+    use crate::config::{CheckpointsConfig, ListenConfig, TimingConfig};
+
+    #[test]
+    fn room_is_asked_for_the_state_of_each_replica_before_anything_is_written() {
+        let directory = std::env::temp_dir();
+        let filesystem = rustix::fs::statvfs(&directory).unwrap();
+        let half = filesystem.f_bavail * filesystem.f_frsize / 2;
+        let listen = "127.0.0.1:1".parse().unwrap();
+        let planned = |replica| Planned {
+            replica,
+            directory: directory.join(format!("chronon-never-made-{}", std::process::id())),
+            config: Config {
+                cluster: None,
+                replica: Some(replica),
+                data: PathBuf::from("data"),
+                listen: ListenConfig { peer: listen, client: listen, http: None },
+                replicas: std::collections::BTreeMap::new(),
+                timing: TimingConfig::default(),
+                checkpoints: CheckpointsConfig::default(),
+            },
+        };
+        let founding = Founding::draw(3).unwrap().log_size(16 << 20);
+        let format = |_: &Path, _: &Founding, _| panic!("nothing is written");
+        let refused = found((0..3).map(planned).collect(), &founding, &format, half, &mut |_, _| ());
+        let error = refused.unwrap_err().to_string();
+        assert!(error.contains("the replicas need"), "{error}");
+    }
+}

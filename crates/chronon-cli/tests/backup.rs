@@ -246,6 +246,7 @@ async fn a_backup_has_its_directory_to_itself_and_spares_what_is_not_its_own() {
         std::fs::write(format!("{to}/{file}"), "dear").unwrap();
         refused(&to, file.rsplit('/').next().unwrap());
         assert_eq!(std::fs::read(format!("{to}/{file}")).unwrap(), b"dear");
+        assert!(!std::path::Path::new(&to).join("lock").exists(), "nothing is left there, either");
     }
     let to = away.path("bank");
     ask(&cluster, &["backup", "--to", &to]);
