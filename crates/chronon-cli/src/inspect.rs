@@ -116,6 +116,15 @@ impl Verdict {
         if let Some(chain) = &inspection.chain {
             verdict.chain(chain, inspection);
         }
+        for (file, why) in &inspection.unreadable {
+            verdict.is(
+                Health::Mendable,
+                format!(
+                    "{file} can't be opened ({why}). A start passes over it: what it held counts as missing."
+                ),
+            );
+            verdict.advice.push(format!("Look at what {file} is. Nothing writes to it or removes it."));
+        }
         for checkpoint in &inspection.checkpoints {
             verdict.checkpoint(checkpoint, is_alone(inspection));
         }
@@ -534,7 +543,11 @@ fn as_json(inspection: &Inspection, verdict: &Verdict) -> Value {
         "log": log,
         "chain": chain,
         "checkpoints": checkpoints,
-        "packs": { "count": inspection.packs.packs, "bytes": inspection.packs.bytes },
+        "packs": {
+            "count": inspection.packs.packs,
+            "bytes": inspection.packs.bytes,
+            "unreadable": inspection.unreadable.iter().map(|(file, _)| file.name()).collect::<Vec<String>>(),
+        },
         "refusal": inspection.refusal.as_ref().map(ToString::to_string),
         "meaning": verdict.meaning,
         "advice": verdict.advice,

@@ -192,6 +192,10 @@ impl Disk for Counted {
         self.disk.truncate(file, size)
     }
 
+    fn punch(&mut self, file: File, position: u64, length: u64) -> io::Result<()> {
+        self.disk.punch(file, position, length)
+    }
+
     fn remove(&mut self, file: File) -> io::Result<()> {
         self.disk.remove(file)
     }

@@ -26,7 +26,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{sleep, timeout};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::admission::Admission;
 use crate::apply::{BackMessage, BackThread};
@@ -661,6 +661,9 @@ fn open(path: PathBuf, config: &ServerConfig) -> Result<Opened, OpenError> {
             OpenError::Disk { doing: "open the checkpoints".to_owned(), source: io::Error::other(other) }
         }
     })?;
+    for (file, error) in vault.unreadable() {
+        error!(%file, %error, "a file of checkpoints can't be opened; what it holds counts as missing");
+    }
     Ok(Opened { directory: Arc::new(directory), disk, journal, recovered, vault_disk, vault })
 }
 
@@ -677,6 +680,7 @@ fn stallable(disk: RealDisk, path: &Path, before: Option<DiskHook>) -> Unflushed
             | Operation::Write { .. }
             | Operation::Reserve { .. }
             | Operation::Truncate { .. }
+            | Operation::Punch { .. }
             | Operation::Remove { .. } => Ok(()),
         }
     }))

@@ -112,9 +112,11 @@ impl SimDisk {
                 self.config.write_min + Duration::from_nanos(bytes.len() as u64 / 2)
             }
             Step::Flush { .. } => self.config.flush_min,
-            Step::ReadBack { .. } | Step::Reserve { .. } | Step::Truncate { .. } | Step::Remove { .. } => {
-                self.config.write_min
-            }
+            Step::ReadBack { .. }
+            | Step::Reserve { .. }
+            | Step::Truncate { .. }
+            | Step::Punch { .. }
+            | Step::Remove { .. } => self.config.write_min,
         };
         let stalls = self.chance(self.config.stall_chance);
         let stall = if stalls { self.config.stall } else { Duration::ZERO };
@@ -165,7 +167,7 @@ impl SimDisk {
                     self.file(*file).flush();
                 }
             }
-            Step::Truncate { .. } | Step::Remove { .. } => {
+            Step::Truncate { .. } | Step::Punch { .. } | Step::Remove { .. } => {
                 if self.prng.chance(1, 2) {
                     let _ = chronon_storage::perform_step(self, step);
                 }
@@ -363,6 +365,15 @@ impl SimFile {
         }
     }
 
+    /// These bytes are zeros at once, flushed or not.
+    fn punch(&mut self, position: u64, length: u64) {
+        self.flush();
+        let end = position.saturating_add(length).min((self.pages.len() * PAGE) as u64);
+        for start in (position..end).step_by(PAGE) {
+            self.pages[start as usize / PAGE] = None;
+        }
+    }
+
     fn flush(&mut self) {
         for (position, bytes) in std::mem::take(&mut self.unflushed) {
             self.put(position, &bytes);
@@ -487,6 +498,11 @@ impl Disk for SimDisk {
 
     fn truncate(&mut self, file: File, size: u64) -> io::Result<()> {
         self.file(file).truncate(size);
+        Ok(())
+    }
+
+    fn punch(&mut self, file: File, position: u64, length: u64) -> io::Result<()> {
+        self.file(file).punch(position, length);
         Ok(())
     }
 

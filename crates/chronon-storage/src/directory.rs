@@ -145,6 +145,10 @@ impl OpenFile {
     }
 
     fn open_with(path: &Path, options: &OpenOptions) -> io::Result<OpenFile> {
+        // Even a directory can be opened to read it, and a pipe is waited for.
+        if !fs::metadata(path)?.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file"));
+        }
         let (plain, mut options) = (options, options.clone());
         let flags = i32::try_from(rustix::fs::OFlags::DIRECT.bits()).map_err(io::Error::other)?;
         // Some filesystems (tmpfs of older kernels, overlays) refuse the flag, others take it and refuse to read.
@@ -312,6 +316,14 @@ impl Disk for RealDisk {
         assert!(matches!(file, File::Pack(_)));
         let open = self.open_file(file)?;
         open.file.set_len(size).map_err(|error| open.name_error("cut", &error))
+    }
+
+    fn punch(&mut self, file: File, position: u64, length: u64) -> io::Result<()> {
+        assert!(matches!(file, File::Pack(_)));
+        let open = self.open_file(file)?;
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let punched = rustix::fs::fallocate(&open.file, flags, position, length).map_err(io::Error::from);
+        punched.map_err(|error| open.name_error("give back room of", &error))
     }
 
     fn remove(&mut self, file: File) -> io::Result<()> {

@@ -5,6 +5,9 @@ use std::io;
 
 use crate::{Bytes, Job};
 
+/// The highest number that a name of ten digits can hold.
+pub(crate) const PACK_NUMBER_MAX: u64 = 9_999_999_999;
+
 /// The files of a data directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum File {
@@ -12,7 +15,8 @@ pub enum File {
     Superblock,
     /// The write-ahead log: a ring of groups.
     Wal,
-    /// Chunks of checkpoints. Numbers rise; a number is not used again while the file of that number is there.
+    /// Chunks of checkpoints. Numbers rise as long as there are higher ones; none is used again while the file of that
+    /// number is there.
     Pack(u64),
 }
 
@@ -28,6 +32,7 @@ impl File {
     /// The file of this name, if there can be one.
     pub fn of_name(name: &str) -> Option<File> {
         let number = name.strip_prefix("pack-").and_then(|number| number.parse().ok());
+        let number = number.filter(|number| *number <= PACK_NUMBER_MAX);
         let file = [File::Superblock, File::Wal].into_iter().chain(number.map(File::Pack));
         // A name that only looks like one of ours is not: `pack-7` is no `pack-0000000007`.
         file.into_iter().find(|file| file.name() == name)
@@ -67,6 +72,10 @@ pub trait Disk {
     /// open: what lies behind is of no use to anybody.
     fn truncate(&mut self, file: File, size: u64) -> io::Result<()>;
 
+    /// Gives back the room that these bytes of a pack take, if the filesystem can; they read as zeros from then on, or
+    /// as before after a power cut. The file's size does not change.
+    fn punch(&mut self, file: File, position: u64, length: u64) -> io::Result<()>;
+
     /// Removes a pack, if it is there. It may be back after a power cut.
     fn remove(&mut self, file: File) -> io::Result<()>;
 
@@ -100,6 +109,10 @@ impl<D: Disk + ?Sized> Disk for &mut D {
 
     fn truncate(&mut self, file: File, size: u64) -> io::Result<()> {
         (**self).truncate(file, size)
+    }
+
+    fn punch(&mut self, file: File, position: u64, length: u64) -> io::Result<()> {
+        (**self).punch(file, position, length)
     }
 
     fn remove(&mut self, file: File) -> io::Result<()> {
@@ -138,6 +151,10 @@ impl<D: Disk + ?Sized> Disk for Box<D> {
 
     fn truncate(&mut self, file: File, size: u64) -> io::Result<()> {
         (**self).truncate(file, size)
+    }
+
+    fn punch(&mut self, file: File, position: u64, length: u64) -> io::Result<()> {
+        (**self).punch(file, position, length)
     }
 
     fn remove(&mut self, file: File) -> io::Result<()> {
@@ -201,6 +218,15 @@ pub enum Step {
         /// Bytes that stay.
         size: u64,
     },
+    /// Give back the room of a part of a pack.
+    Punch {
+        /// The file.
+        file: File,
+        /// Where the part starts, in bytes from the file's start.
+        position: u64,
+        /// Bytes of the part.
+        length: u64,
+    },
     /// Remove a pack.
     Remove {
         /// The file.
@@ -220,6 +246,7 @@ pub fn perform_step(disk: &mut dyn Disk, step: &Step) -> io::Result<()> {
         Step::Flush { file } => disk.flush(*file),
         Step::Reserve { file, bytes } => disk.reserve(*file, *bytes),
         Step::Truncate { file, size } => disk.truncate(*file, *size),
+        Step::Punch { file, position, length } => disk.punch(*file, *position, *length),
         Step::Remove { file } => disk.remove(*file),
         Step::ReadBack { file, position, bytes, copy_size, copies_required } => {
             let mut found = crate::buffer::Buffer::zeroed(*copy_size);

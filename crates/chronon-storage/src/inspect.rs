@@ -8,7 +8,9 @@ use chronon_vsr::{
 use crate::open::{Read, layout_of, read, recovered, state_after};
 use crate::scan::{DamagedGroup, Lost, Scan, Survey, scan};
 use crate::superblock::{self, COPIES, Copy, Superblock};
-use crate::{ChunkDamage, CopyFault, Disk, Expect, File, Found, Identity, OpenError, Vault, VaultUsage};
+use crate::{
+    ChunkDamage, CopyFault, Disk, Expect, File, Found, Identity, OpenError, Vault, VaultError, VaultUsage,
+};
 
 /// What a data directory holds. Made by the code that opens one.
 #[derive(Debug)]
@@ -27,6 +29,8 @@ pub struct Inspection {
     pub checkpoints: Vec<CheckpointReport>,
     /// How much room packs take.
     pub packs: VaultUsage,
+    /// Packs that can't be opened, and why. A start passes over them: what they hold is missing.
+    pub unreadable: Vec<(File, String)>,
     /// Why a start would refuse, if it would.
     pub refusal: Option<OpenError>,
 }
@@ -162,6 +166,7 @@ pub fn inspect(disk: &mut dyn Disk) -> Inspection {
         chain: None,
         checkpoints: Vec::new(),
         packs: VaultUsage::default(),
+        unreadable: Vec::new(),
         refusal: None,
     };
     let chosen = superblock::choose(copies).ok();
@@ -190,7 +195,17 @@ pub fn inspect(disk: &mut dyn Disk) -> Inspection {
     }
     if let Some(chosen) = chosen {
         let superblock = SuperblockReport::of(chosen.superblock);
-        (inspection.checkpoints, inspection.packs) = checkpoints(disk, &superblock);
+        match Vault::open(disk, superblock.identity) {
+            Ok(mut vault) => {
+                inspection.packs = vault.usage();
+                let unreadable = vault.unreadable().map(|(file, why)| (file, why.to_owned()));
+                inspection.unreadable = unreadable.collect();
+                inspection.checkpoints = checkpoints(disk, &mut vault, &superblock);
+            }
+            Err(VaultError::Disk { doing, source }) => {
+                inspection.refusal.get_or_insert(OpenError::Disk { doing, source });
+            }
+        }
         inspection.superblock = Some(superblock);
     }
     inspection
@@ -218,11 +233,11 @@ fn replica_of(read: Read) -> Replica {
 }
 
 /// Reads every chunk of every checkpoint.
-fn checkpoints(disk: &mut dyn Disk, superblock: &SuperblockReport) -> (Vec<CheckpointReport>, VaultUsage) {
-    let Ok(mut vault) = Vault::open(disk, superblock.identity) else {
-        return (Vec::new(), VaultUsage::default());
-    };
-    let usage = vault.usage();
+fn checkpoints(
+    disk: &mut dyn Disk,
+    vault: &mut Vault,
+    superblock: &SuperblockReport,
+) -> Vec<CheckpointReport> {
     let current = superblock.state.checkpoint;
     let others: Vec<Checksum> = vault.roots().filter(|root| Some(*root) != current.root).collect();
     let reports = current.root.into_iter().chain(others).filter_map(|root| {
@@ -239,7 +254,7 @@ fn checkpoints(disk: &mut dyn Disk, superblock: &SuperblockReport) -> (Vec<Check
         }
         Some(CheckpointReport { root, op, chunks, damage })
     });
-    (reports.collect(), usage)
+    reports.collect()
 }
 
 impl CopyReport {

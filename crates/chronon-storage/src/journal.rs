@@ -70,7 +70,9 @@ pub struct Journal {
     durable_through: Sequence,
     evidence: EvidenceWish,
     buffer: Arc<Buffer>,
+    /// Where scrubbing goes on, and whether this round began with the oldest group.
     scrub_next: ScrubNext,
+    scrub_whole: bool,
     /// Blocks in which something can't be read, and which may lie where no group is. They are filled with zeros before
     /// anything else is written: of a write that is torn there, units that never arrived must read as old (table.rs).
     blots: BTreeSet<u64>,
@@ -87,7 +89,8 @@ pub struct WalScrubbed {
     pub damage: Vec<GroupDamage>,
     /// Blocks of 4 KiB where no group is and something can't be read, each told once. They are filled with zeros.
     pub blots: usize,
-    /// The step ended at the end of the file: the next one begins anew.
+    /// The step ended at the end of the file, and a step before it, or this one, began with the oldest group. The next one
+    /// begins anew.
     pub round: bool,
 }
 
@@ -198,6 +201,7 @@ impl Journal {
             evidence: EvidenceWish::Given,
             buffer: Arc::new(Buffer::zeroed(0)),
             scrub_next: ScrubNext::Group(Sequence::default()),
+            scrub_whole: true,
             blots: scan.blots,
             superblock_again: None,
         };
@@ -282,6 +286,27 @@ impl Journal {
         }
     }
 
+    /// The next step of scrubbing begins somewhere, as this number chooses.
+    pub fn scrub_from(&mut self, phase: u64) {
+        let mut skipped = phase % self.layout.size;
+        self.scrub_whole = skipped == 0;
+        for group in &self.groups {
+            if skipped < group.link.length() {
+                self.scrub_next = ScrubNext::Group(group.link.sequence);
+                return;
+            }
+            skipped -= group.link.length();
+        }
+        for rest in self.rest() {
+            let length = rest.end - rest.start;
+            if skipped < length {
+                self.scrub_next = ScrubNext::Rest(rest.start + skipped / BLOCK as u64 * BLOCK as u64);
+                return;
+            }
+            skipped -= length;
+        }
+    }
+
     /// Reads on from where the last call stopped, about so many bytes, and checks them: groups first, then what lies
     /// between the newest and the oldest. What has rotted becomes a job: the entries of groups are in memory.
     pub fn scrub(&mut self, disk: &mut dyn Disk, bytes_max: u64) -> WalScrubbed {
@@ -300,7 +325,7 @@ impl Journal {
                     Some(rest) => self.scrub_rest(disk, rest, &mut scrubbed),
                     None => {
                         self.scrub_next = ScrubNext::Group(Sequence::default());
-                        scrubbed.round = true;
+                        scrubbed.round = std::mem::replace(&mut self.scrub_whole, true);
                         break;
                     }
                 },

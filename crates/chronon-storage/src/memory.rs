@@ -76,6 +76,14 @@ impl Disk for MemoryDisk {
         Ok(())
     }
 
+    fn punch(&mut self, file: File, position: u64, length: u64) -> io::Result<()> {
+        let held = self.bytes_mut(file);
+        let inside = |at: u64| usize::try_from(at).unwrap_or(usize::MAX).min(held.len());
+        let part = inside(position)..inside(position.saturating_add(length));
+        held[part].fill(0);
+        Ok(())
+    }
+
     fn remove(&mut self, file: File) -> io::Result<()> {
         match file {
             File::Pack(number) => {
@@ -140,6 +148,15 @@ pub enum Operation {
         /// Bytes that stay.
         size: u64,
     },
+    /// Room of a part of a pack is given back.
+    Punch {
+        /// The file.
+        file: File,
+        /// Where.
+        position: u64,
+        /// Bytes.
+        length: u64,
+    },
     /// A pack is removed.
     Remove {
         /// The file.
@@ -166,6 +183,7 @@ struct Unflushed {
 enum Change {
     Write { position: u64, bytes: Vec<u8> },
     Truncate { size: u64 },
+    Punch { position: u64, length: u64 },
     Remove,
 }
 
@@ -182,8 +200,8 @@ impl<D: Disk> UnflushedDisk<D> {
     }
 
     /// The power fails: of the unflushed sectors, those for which `keep` says so reached the inner disk, in the
-    /// order written; a cut or a removal is asked about at the position where the file ends after it. Returns the
-    /// inner disk.
+    /// order written; a cut or a removal is asked about at the position where the file ends after it, a hole where it
+    /// starts. Returns the inner disk.
     pub fn power_cut(mut self, mut keep: impl FnMut(File, u64) -> bool) -> io::Result<D> {
         for Unflushed { file, change } in &self.unflushed {
             match change {
@@ -196,8 +214,11 @@ impl<D: Disk> UnflushedDisk<D> {
                     }
                 }
                 Change::Truncate { size } if keep(*file, *size) => self.inner.truncate(*file, *size)?,
+                Change::Punch { position, length } if keep(*file, *position) => {
+                    self.inner.punch(*file, *position, *length)?;
+                }
                 Change::Remove if keep(*file, 0) => self.inner.remove(*file)?,
-                Change::Truncate { .. } | Change::Remove => {}
+                Change::Truncate { .. } | Change::Punch { .. } | Change::Remove => {}
             }
         }
         Ok(self.inner)
@@ -238,6 +259,7 @@ impl<D: Disk> Disk for UnflushedDisk<D> {
             let (from, to) = match change {
                 Change::Write { position: start, bytes } => (*start, start + bytes.len() as u64),
                 Change::Truncate { size } => (*size, end),
+                Change::Punch { position, length } => (*position, position + length),
                 Change::Remove => (0, end),
             };
             let (from, to) = (from.max(position), to.min(end));
@@ -249,7 +271,7 @@ impl<D: Disk> Disk for UnflushedDisk<D> {
                 Change::Write { position: start, bytes } => {
                     target.copy_from_slice(&bytes[(from - start) as usize..(to - start) as usize]);
                 }
-                Change::Truncate { .. } | Change::Remove => target.fill(0),
+                Change::Truncate { .. } | Change::Punch { .. } | Change::Remove => target.fill(0),
             }
         }
         Ok(())
@@ -268,6 +290,7 @@ impl<D: Disk> Disk for UnflushedDisk<D> {
             match &unflushed.change {
                 Change::Write { position, bytes } => self.inner.write(file, *position, bytes)?,
                 Change::Truncate { size } => self.inner.truncate(file, *size)?,
+                Change::Punch { position, length } => self.inner.punch(file, *position, *length)?,
                 Change::Remove => self.inner.remove(file)?,
             }
         }
@@ -281,6 +304,7 @@ impl<D: Disk> Disk for UnflushedDisk<D> {
         Ok(self.changes(file).fold(size, |size, change| match change {
             Change::Write { position, bytes } => size.max(position + bytes.len() as u64),
             Change::Truncate { size: cut } => size.min(*cut),
+            Change::Punch { .. } => size,
             Change::Remove => 0,
         }))
     }
@@ -288,6 +312,12 @@ impl<D: Disk> Disk for UnflushedDisk<D> {
     fn truncate(&mut self, file: File, size: u64) -> io::Result<()> {
         self.ask(Operation::Truncate { file, size })?;
         self.unflushed.push_back(Unflushed { file, change: Change::Truncate { size } });
+        Ok(())
+    }
+
+    fn punch(&mut self, file: File, position: u64, length: u64) -> io::Result<()> {
+        self.ask(Operation::Punch { file, position, length })?;
+        self.unflushed.push_back(Unflushed { file, change: Change::Punch { position, length } });
         Ok(())
     }
 
@@ -303,7 +333,7 @@ impl<D: Disk> Disk for UnflushedDisk<D> {
             if let File::Pack(number) = file {
                 match change {
                     Change::Write { .. } => drop(packs.insert(*number)),
-                    Change::Truncate { .. } => {}
+                    Change::Truncate { .. } | Change::Punch { .. } => {}
                     Change::Remove => drop(packs.remove(number)),
                 }
             }
@@ -345,6 +375,9 @@ mod tests {
         disk.truncate(File::Pack(1), 512).unwrap();
         assert!(disk.read(File::Pack(1), 512, &mut seen[..512]).is_err());
         assert_eq!(disk.packs().unwrap(), [1]);
+        disk.punch(File::Pack(1), 0, 100).unwrap();
+        disk.read(File::Pack(1), 0, &mut seen[..200]).unwrap();
+        assert_eq!((&seen[..100], &seen[100..200]), (&[0; 100][..], &[4; 100][..]));
         disk.remove(File::Pack(1)).unwrap();
         assert_eq!(disk.packs().unwrap(), []);
         assert_eq!(disk.inner().bytes(File::Wal), [1; 1024]);

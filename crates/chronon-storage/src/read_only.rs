@@ -100,9 +100,9 @@ impl Disk for ReadOnlyDisk {
         Err(io::ErrorKind::PermissionDenied.into())
     }
 
-    /// Nothing was written, so nothing is left to flush.
-    fn flush(&mut self, _file: File) -> io::Result<()> {
-        Ok(())
+    /// Nothing was written, so nothing is left to flush. What can't be opened could not be flushed either.
+    fn flush(&mut self, file: File) -> io::Result<()> {
+        self.open(file)?.map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn size(&mut self, file: File) -> io::Result<u64> {
@@ -110,6 +110,10 @@ impl Disk for ReadOnlyDisk {
     }
 
     fn truncate(&mut self, _file: File, _size: u64) -> io::Result<()> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+
+    fn punch(&mut self, _file: File, _position: u64, _length: u64) -> io::Result<()> {
         Err(io::ErrorKind::PermissionDenied.into())
     }
 

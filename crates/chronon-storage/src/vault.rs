@@ -8,6 +8,7 @@ use std::sync::Arc;
 use chronon_vsr::{CHUNK_SIZE_MAX, Checksum};
 
 use crate::buffer::Buffer;
+use crate::disk::PACK_NUMBER_MAX;
 use crate::journal::JobId;
 use crate::pack::{
     self, BLOCK, HEADER, Kind, Place, RecordHeader, append_moved, append_record, check_record,
@@ -37,7 +38,8 @@ const PACKS_MAX: usize = 64;
 /// not flushed.
 ///
 /// When a superblock that names a checkpoint is durable: [`keep`](Vault::keep) says which checkpoints are still
-/// needed. Until the first call nothing is ever removed.
+/// needed. Until the first call nothing is ever removed. What is not needed goes with its file, sooner or later; where
+/// room is short [`punch`](Vault::punch) gives it back at once.
 #[derive(Debug)]
 pub struct Vault {
     identity: Identity,
@@ -47,11 +49,18 @@ pub struct Vault {
     places: BTreeMap<Place, RecordHeader>,
     /// Bytes of each file.
     packs: BTreeMap<u64, u64>,
+    /// Bytes of each file whose room was given back.
+    holes: BTreeMap<u64, u64>,
+    /// Files that could not be opened, and why. Nothing in them counts, and nothing happens to them: they may hold what
+    /// can be had again.
+    unreadable: BTreeMap<u64, String>,
     open: Option<OpenPack>,
     next_pack: u64,
     outstanding: Option<(JobId, Undertaking)>,
     jobs_given: u64,
     cleanup: VecDeque<Step>,
+    /// For each of these files the steps that give back room, and how many bytes of it are holes after them.
+    punches: VecDeque<(u64, Vec<Step>, u64)>,
     reserve: Option<u64>,
     sync: bool,
     lists: BTreeMap<Checksum, Arc<ChunkList>>,
@@ -66,8 +75,9 @@ pub struct Vault {
     fresh: BTreeSet<Checksum>,
     /// The pack whose live records are being moved out.
     moving: Option<u64>,
-    /// The record that is scrubbed next.
+    /// The record that is scrubbed next, and whether this round began with the first.
     scrub_next: Place,
+    scrub_whole: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -96,9 +106,16 @@ struct OpenPack {
 
 #[derive(Clone, Copy, Debug)]
 enum Undertaking {
-    Write { flushes: bool },
+    Write {
+        flushes: bool,
+    },
     Reserve,
     Cleanup,
+    /// Room of a pack is given back: so many bytes of it are holes then.
+    Punch {
+        pack: u64,
+        holes: u64,
+    },
 }
 
 /// Why a vault can't be opened.
@@ -165,7 +182,7 @@ pub struct Scrubbed {
     pub bytes: u64,
     /// Damage to chunks that are needed, each told once: the chunk counts as missing from now on.
     pub damage: Vec<ChunkDamage>,
-    /// The step ended at the last record: the next one begins anew.
+    /// The step ended at the last record, and a step before it, or this one, began with the first. The next one begins anew.
     pub round: bool,
 }
 
@@ -174,7 +191,7 @@ pub struct Scrubbed {
 pub struct VaultUsage {
     /// Files.
     pub packs: usize,
-    /// Bytes of all files.
+    /// Bytes of all files, without those whose room was given back by this process.
     pub bytes: u64,
     /// Bytes of records that are needed.
     pub live: u64,
@@ -182,19 +199,21 @@ pub struct VaultUsage {
 
 impl Vault {
     /// Reads the headers of every record there is, and makes durable what was only read: a process that was killed
-    /// before its flush leaves pages that read well.
+    /// before its flush leaves pages that read well. A file for which that fails counts as damaged as a whole.
     pub fn open(disk: &mut dyn Disk, identity: Identity) -> Result<Vault, VaultError> {
-        let failed = |doing: String| move |source| VaultError::Disk { doing, source };
         let mut vault = Vault {
             identity,
             index: BTreeMap::new(),
             places: BTreeMap::new(),
             packs: BTreeMap::new(),
+            holes: BTreeMap::new(),
+            unreadable: BTreeMap::new(),
             open: None,
             next_pack: 1,
             outstanding: None,
             jobs_given: 0,
             cleanup: VecDeque::new(),
+            punches: VecDeque::new(),
             reserve: None,
             sync: false,
             lists: BTreeMap::new(),
@@ -205,16 +224,27 @@ impl Vault {
             fresh: BTreeSet::new(),
             moving: None,
             scrub_next: Place { pack: 0, position: 0 },
+            scrub_whole: true,
         };
-        for number in disk.packs().map_err(failed("list the packs".to_owned()))? {
+        let packs =
+            disk.packs().map_err(|source| VaultError::Disk { doing: "list the packs".to_owned(), source })?;
+        for number in packs {
             let file = File::Pack(number);
-            disk.flush(file).map_err(failed(format!("flush {file}")))?;
-            let size = disk.size(file).map_err(failed(format!("look at {file}")))?;
-            vault.packs.insert(number, size);
             vault.next_pack = vault.next_pack.max(number.saturating_add(1));
-            vault.read_headers(disk, number, size);
+            match disk.flush(file).and_then(|()| disk.size(file)) {
+                Ok(size) => {
+                    vault.packs.insert(number, size);
+                    vault.read_headers(disk, number, size);
+                }
+                Err(error) => drop(vault.unreadable.insert(number, error.to_string())),
+            }
         }
         Ok(vault)
+    }
+
+    /// Files that could not be opened, and why. They are passed over: what they held is missing.
+    pub fn unreadable(&self) -> impl Iterator<Item = (File, &str)> {
+        self.unreadable.iter().map(|(number, why)| (File::Pack(*number), why.as_str()))
     }
 
     /// Takes a chunk of a checkpoint, unless it is here. `id` is its name: the caller has checked that, or made it.
@@ -273,6 +303,9 @@ impl Vault {
         if let Some(step) = self.cleanup.pop_front() {
             return Some(self.job(vec![step], Undertaking::Cleanup));
         }
+        if let Some((pack, steps, holes)) = self.punches.pop_front() {
+            return Some(self.job(steps, Undertaking::Punch { pack, holes }));
+        }
         if let Some(bytes) = self.reserve.take() {
             let open = self.open_pack();
             let end = open.written + open.pending.len() as u64 + bytes;
@@ -312,6 +345,12 @@ impl Vault {
         assert_eq!(id, job);
         match what {
             Undertaking::Write { flushes: true } => self.flushed(),
+            Undertaking::Punch { pack, holes } => {
+                if self.packs.contains_key(&pack) {
+                    self.holes.insert(pack, holes);
+                }
+                Vec::new()
+            }
             Undertaking::Write { flushes: false } | Undertaking::Reserve | Undertaking::Cleanup => Vec::new(),
         }
     }
@@ -322,8 +361,9 @@ impl Vault {
         let (id, what) = self.outstanding.take().expect("a driver reports a job that it was given, once");
         assert_eq!(id, job);
         match what {
-            // What could not be removed or cut is found, and removed, after the next start.
-            Undertaking::Cleanup => return Vec::new(),
+            // What could not be removed or cut is found, and removed, after the next start. What could not be given
+            // back is given back with the file.
+            Undertaking::Cleanup | Undertaking::Punch { .. } => return Vec::new(),
             Undertaking::Write { .. } | Undertaking::Reserve => {}
         }
         self.sync = false;
@@ -331,8 +371,7 @@ impl Vault {
         let Some(open) = self.open.take() else { return Vec::new() };
         let file = File::Pack(open.number);
         if open.flushed == 0 {
-            self.packs.remove(&open.number);
-            self.cleanup.push_back(Step::Remove { file });
+            self.remove(open.number);
         } else {
             self.cleanup.push_back(Step::Truncate { file, size: open.flushed });
         }
@@ -342,12 +381,19 @@ impl Vault {
     /// Whether nothing waits and nothing is under way.
     pub fn idle(&self) -> bool {
         let written = self.open.as_ref().is_none_or(|open| open.records.is_empty());
-        written && self.outstanding.is_none() && self.cleanup.is_empty() && self.reserve.is_none()
+        let cleaned = self.cleanup.is_empty() && self.punches.is_empty();
+        written && cleaned && self.outstanding.is_none() && self.reserve.is_none()
     }
 
     /// The roots of the checkpoints that were once finished here and whose map is still there.
     pub fn roots(&self) -> impl Iterator<Item = Checksum> + '_ {
         self.maps.keys().copied()
+    }
+
+    /// The lists that are here of checkpoints that were never finished: a transfer goes on with what it has.
+    pub fn unfinished(&self) -> Vec<Checksum> {
+        let lists = self.places.values().filter(|header| header.kind == Kind::List).map(|header| header.id);
+        lists.filter(|root| !self.maps.contains_key(root)).collect()
     }
 
     /// Whether this chunk or list is durable here.
@@ -473,13 +519,50 @@ impl Vault {
         true
     }
 
+    /// Gives back the room of everything that may go, within files that stay for what else they hold. It takes no room
+    /// to do so, and costs a gap where the next process looks for records: for when room is short.
+    pub fn punch(&mut self) {
+        if self.kept.is_none() {
+            return;
+        }
+        for (pack, size) in self.packs.clone() {
+            // What is not flushed yet stays.
+            let end = self.open.as_ref().filter(|open| open.number == pack).map_or(size, |open| open.flushed);
+            let (live, dead): (Vec<_>, Vec<_>) =
+                self.records_of(pack).into_iter().partition(|(place, header)| self.is_live(*place, header));
+            dead.into_iter().for_each(|(place, _)| self.forget(place));
+            let (mut steps, mut holes, mut from) = (Vec::new(), 0, 0);
+            let live =
+                live.iter().map(|(place, header)| (place.position, place.position + header.length() as u64));
+            for (start, next) in live.chain([(end, end)]) {
+                if from < start {
+                    steps.push(Step::Punch { file: File::Pack(pack), position: from, length: start - from });
+                    holes += start - from;
+                }
+                from = next;
+            }
+            if self.holes.get(&pack).is_none_or(|known| *known < holes) && 0 < holes {
+                self.punches.push_back((pack, steps, holes));
+            }
+        }
+    }
+
+    /// The next step of scrubbing begins somewhere, as this number chooses.
+    pub fn scrub_from(&mut self, phase: u64) {
+        let chosen = phase.checked_rem(self.places.len() as u64).unwrap_or(0);
+        if let Some(place) = self.places.keys().nth(usize::try_from(chosen).unwrap_or(0)) {
+            self.scrub_next = *place;
+            self.scrub_whole = chosen == 0;
+        }
+    }
+
     /// Reads on from where the last call stopped, about so many bytes, and checks them.
     pub fn scrub(&mut self, disk: &mut dyn Disk, bytes_max: u64) -> Scrubbed {
         let mut scrubbed = Scrubbed::default();
         while scrubbed.bytes < bytes_max {
             let Some((place, header)) = self.places.range(self.scrub_next..).next() else {
                 self.scrub_next = Place { pack: 0, position: 0 };
-                scrubbed.round = true;
+                scrubbed.round = std::mem::replace(&mut self.scrub_whole, true);
                 break;
             };
             let (place, header) = (*place, *header);
@@ -502,7 +585,7 @@ impl Vault {
         let live = self.places.iter().filter(|(place, header)| self.is_live(**place, header));
         VaultUsage {
             packs: self.packs.len(),
-            bytes: self.packs.values().sum(),
+            bytes: self.packs.keys().map(|pack| self.taken(*pack)).sum(),
             live: live.map(|(_, header)| header.length() as u64).sum(),
         }
     }
@@ -601,7 +684,13 @@ impl Vault {
     fn explain(&self, damage: ChunkDamage, map: &BTreeMap<Checksum, u64>) -> ChunkDamage {
         match map.get(&damage.id) {
             Some(pack) if damage.file.is_none() && *pack != u64::MAX => {
-                let found = if self.packs.contains_key(pack) { Found::NoRecord } else { Found::FileGone };
+                let found = if self.unreadable.contains_key(pack) {
+                    Found::Unreadable
+                } else if self.packs.contains_key(pack) {
+                    Found::NoRecord
+                } else {
+                    Found::FileGone
+                };
                 ChunkDamage { file: Some(File::Pack(*pack)), found, ..damage }
             }
             Some(_) | None => damage,
@@ -609,11 +698,14 @@ impl Vault {
     }
 
     fn open_pack(&mut self) -> &mut OpenPack {
-        let next = &mut self.next_pack;
-        let packs = &mut self.packs;
-        self.open.get_or_insert_with(|| {
-            let number = *next;
-            *next += 1;
+        let Vault { open, packs, unreadable, next_pack, .. } = self;
+        open.get_or_insert_with(|| {
+            // Behind the highest there may be none left, if somebody has put a file there.
+            let number = (*next_pack..=PACK_NUMBER_MAX)
+                .chain(1..*next_pack)
+                .find(|number| !packs.contains_key(number) && !unreadable.contains_key(number))
+                .expect("a directory has fewer files than there are numbers");
+            *next_pack = number + 1;
             packs.insert(number, 0);
             OpenPack { number, flushed: 0, written: 0, pending: Vec::new(), records: BTreeMap::new() }
         })
@@ -714,10 +806,21 @@ impl Vault {
                 continue;
             }
             records.into_iter().for_each(|(place, _)| self.forget(place));
-            self.packs.remove(&pack);
             self.moving = self.moving.filter(|moving| *moving != pack);
-            self.cleanup.push_back(Step::Remove { file: File::Pack(pack) });
+            self.remove(pack);
         }
+    }
+
+    fn remove(&mut self, pack: u64) {
+        self.packs.remove(&pack);
+        self.holes.remove(&pack);
+        self.punches.retain(|(punched, ..)| *punched != pack);
+        self.cleanup.push_back(Step::Remove { file: File::Pack(pack) });
+    }
+
+    /// Bytes of a file without those whose room was given back.
+    fn taken(&self, pack: u64) -> u64 {
+        self.packs[&pack].saturating_sub(self.holes.get(&pack).copied().unwrap_or(0))
     }
 
     fn closed_packs(&self) -> Vec<u64> {
@@ -738,7 +841,7 @@ impl Vault {
         };
         let mut small: Vec<(u64, u64)> = closed.iter().map(|pack| (live(*pack), *pack)).collect();
         small.sort_unstable();
-        let dead = small.iter().find(|(live, pack)| live.saturating_mul(2) < self.packs[pack]);
+        let dead = small.iter().find(|(live, pack)| live.saturating_mul(2) < self.taken(*pack));
         let many = small.first().filter(|(live, _)| PACKS_MAX < closed.len() && *live < PACK_SIZE_MAX / 4);
         dead.or(many).map(|(_, pack)| *pack)
     }

@@ -4,8 +4,8 @@
 mod support;
 
 use chronon_storage::{
-    ChunkList, CopyFault, CopyReport, Disk, Expect, File, Found, Inspection, MemoryDisk, OpenError, Vault,
-    inspect, open, perform,
+    ChunkList, CopyFault, CopyReport, DataDirectory, Disk, Expect, File, Found, Inspection, MemoryDisk,
+    OpenError, ReadOnlyDirectory, Vault, format, inspect, open, perform,
 };
 use chronon_vsr::{Checkpoint, Checksum, Digest, Mutations, Op, Prng, Release, Write, WriteNumber};
 use support::*;
@@ -253,4 +253,34 @@ fn damage(disk: &mut MemoryDisk, file: File, voters: u8, prng: &mut Prng) {
         _ if !older.is_empty() => *bytes = older,
         _ => bytes[start] = 0xff,
     }
+}
+
+/// In a real directory: a start and a look agree on what is no file.
+#[test]
+fn a_pack_that_is_no_file_is_told_and_passed_over_by_a_start_as_well() {
+    let path = std::env::temp_dir().join(format!("chronon-storage-{}-no-file", std::process::id()));
+    let directory = DataDirectory::create(&path).unwrap();
+    let mut disk = directory.disk().unwrap();
+    format(&mut disk, identity(), state(3), ring()).unwrap();
+    std::fs::create_dir(path.join("pack-0000000009")).unwrap();
+    std::os::unix::fs::symlink(path.join("nowhere"), path.join("pack-0000000011")).unwrap();
+    std::fs::write(path.join("pack-18446744073709551615"), "not ours").unwrap();
+    let mut started = Vault::open(&mut disk, identity()).unwrap();
+    let passed_over: Vec<File> = started.unreadable().map(|(file, _)| file).collect();
+    assert_eq!(passed_over, [File::Pack(9), File::Pack(11)]);
+    started.put(Checksum::of_chunk(b"new"), b"new");
+    started.sync();
+    while let Some(job) = started.next_job() {
+        perform(&mut disk, &job).unwrap();
+        started.done(job.id);
+    }
+    assert!(path.join("pack-0000000012").is_file());
+    drop((disk, directory));
+
+    let directory = ReadOnlyDirectory::open(&path).unwrap();
+    let inspection = inspect(&mut directory.disk());
+    assert!(inspection.refusal.is_none(), "{inspection:?}");
+    let told: Vec<File> = inspection.unreadable.iter().map(|(file, _)| *file).collect();
+    assert_eq!(told, passed_over);
+    std::fs::remove_dir_all(&path).unwrap();
 }

@@ -401,6 +401,10 @@ fn a_read_error_is_damage_of_what_was_read() {
             self.0.truncate(file, size)
         }
 
+        fn punch(&mut self, file: File, position: u64, length: u64) -> std::io::Result<()> {
+            self.0.punch(file, position, length)
+        }
+
         fn remove(&mut self, file: File) -> std::io::Result<()> {
             self.0.remove(file)
         }

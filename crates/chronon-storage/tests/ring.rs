@@ -184,6 +184,27 @@ fn a_scrub_appends_again_what_has_rotted() {
     assert_eq!(found, refs(&entries));
 }
 
+/// Wherever a process begins, its second look is one from end to end, and what the first has passed over is no round.
+#[test]
+fn a_scrub_of_the_log_begins_where_it_is_told_to() {
+    let (disk, _, _) = ten_groups();
+    let size = disk.bytes(File::Wal).len() as u64;
+    let mut begun = std::collections::BTreeSet::new();
+    for phase in (0..size).step_by(4096) {
+        let mut disk = disk.clone();
+        let (mut journal, _) = reopen(&mut disk);
+        journal.scrub_from(7 * size + phase);
+        let first = journal.scrub(&mut disk, u64::MAX);
+        assert_eq!(first.round, phase == 0, "{phase}");
+        assert!(size - phase <= first.bytes && first.bytes < size - phase + 100_000, "{phase}: {first:?}");
+        begun.insert(first.bytes);
+        let second = journal.scrub(&mut disk, u64::MAX);
+        assert!(second.round);
+        assert_eq!(second.bytes, size);
+    }
+    assert!(100 < begun.len(), "{}", begun.len());
+}
+
 /// Any byte of any group that is needed.
 #[test]
 fn a_scrub_sees_every_flipped_unit() {

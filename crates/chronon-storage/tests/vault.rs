@@ -610,8 +610,184 @@ fn a_real_directory_keeps_checkpoints() {
     assert!(drive(&mut disk, &mut vault));
     assert_eq!(disk.packs().unwrap(), [2]);
     assert!(!path.join("pack-0000000001").exists());
+    let mut block = vec![1; 4096];
+    disk.read(File::Pack(2), 4096, &mut block).unwrap();
+    assert_ne!(block, [0; 4096]);
+    let size = disk.size(File::Pack(2)).unwrap();
+    disk.punch(File::Pack(2), 4096, 8192).unwrap();
+    disk.read(File::Pack(2), 4096, &mut block).unwrap();
+    assert_eq!((block, disk.size(File::Pack(2)).unwrap()), (vec![0; 4096], size));
     disk.truncate(File::Pack(2), 4096).unwrap();
     assert_eq!(disk.size(File::Pack(2)).unwrap(), 4096);
     assert_eq!(disk.size(File::Pack(9)).unwrap(), 0);
     std::fs::remove_dir_all(&path).unwrap();
+}
+
+/// What may go lies between what stays. Its room is given back without taking any, and nothing that stays is touched:
+/// neither in what is closed, nor in the file that is written to.
+#[test]
+fn room_of_what_may_go_is_given_back_within_files_that_stay() {
+    let full = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let now = std::sync::Arc::clone(&full);
+    let mut disk =
+        UnflushedDisk::new(MemoryDisk::new()).with_hook(Box::new(move |operation| match operation {
+            Operation::Write { .. } | Operation::Reserve { .. }
+                if now.load(std::sync::atomic::Ordering::Relaxed) =>
+            {
+                Err(io::ErrorKind::StorageFull.into())
+            }
+            _ => Ok(()),
+        }));
+    let mut vault = vault(&mut disk);
+    let first = state_of(1, 40, 20_000);
+    let second: State = first.iter().skip(1).step_by(2).cloned().chain(state_of(2, 5, 20_000)).collect();
+    written(&mut disk, &mut vault, &first);
+    vault.punch();
+    assert!(vault.idle(), "before anybody said what is needed nothing goes");
+    let root = written(&mut disk, &mut vault, &second);
+    vault.abandon();
+    vault.keep(&mut disk, &[root]).unwrap();
+    let before = vault.usage();
+    assert!(before.live < before.bytes * 3 / 4, "{before:?}");
+
+    full.store(true, std::sync::atomic::Ordering::Relaxed);
+    vault.punch();
+    assert!(drive(&mut disk, &mut vault));
+    let after = vault.usage();
+    assert_eq!((after.bytes, after.live), (before.live, before.live));
+    vault.punch();
+    assert!(vault.idle(), "it is given back once");
+    assert_whole(&mut disk, &mut vault, &second, "punched");
+    full.store(false, std::sync::atomic::Ordering::Relaxed);
+
+    // What the first state had is not taken for being there.
+    assert!(!vault.retain(Checksum::of_chunk(&first[0])));
+    written(&mut disk, &mut vault, &first);
+    let mut flushed = disk.power_cut(|_, _| true).unwrap();
+    let mut opened = Vault::open(&mut flushed, identity()).unwrap();
+    assert_whole(&mut flushed, &mut opened, &first, "opened");
+    assert_whole(&mut flushed, &mut opened, &second, "opened");
+}
+
+#[test]
+fn a_power_cut_while_room_is_given_back_loses_nothing() {
+    let first = state_of(1, 30, 9000);
+    let last: State = first[10..20].to_vec();
+    let mut disk = MemoryDisk::new();
+    write_anew(&mut disk, &first);
+    let mut setup = vault(&mut disk);
+    assert_whole(&mut disk, &mut setup, &first, "read");
+    written(&mut disk, &mut setup, &last);
+    for seed in 0..64 {
+        let mut unflushed = UnflushedDisk::new(disk.clone());
+        let mut punching = vault(&mut unflushed);
+        punching.keep(&mut unflushed, &[root_of(&last)]).unwrap();
+        punching.punch();
+        assert!(drive(&mut unflushed, &mut punching));
+        let mut prng = Prng::new(seed);
+        let mut after = unflushed.power_cut(|_, _| prng.chance(1, 2)).unwrap();
+        let mut opened = vault(&mut after);
+        assert_whole(&mut after, &mut opened, &last, &format!("seed {seed}"));
+    }
+}
+
+/// It may be a mount that is missing, or a device that answers again later: nobody writes to it or removes it.
+#[test]
+fn a_file_that_cant_be_opened_counts_as_missing_and_is_left_alone() {
+    let state = state_of(1, 10, 9000);
+    let mut disk = MemoryDisk::new();
+    write_anew(&mut disk, &state);
+    let unreadable = |disk: MemoryDisk| {
+        UnflushedDisk::new(disk).with_hook(Box::new(|operation| match operation {
+            Operation::Flush { file: File::Pack(1) } => Err(io::ErrorKind::PermissionDenied.into()),
+            _ => Ok(()),
+        }))
+    };
+    let mut disk = unreadable(disk);
+    let mut passing = vault(&mut disk);
+    let told: Vec<_> = passing.unreadable().map(|(file, why)| (file, why.to_owned())).collect();
+    assert_eq!(told, [(File::Pack(1), "permission denied".to_owned())]);
+    assert_eq!(passing.missing(&mut disk, root_of(&state), 64).len(), 1);
+    let root = written(&mut disk, &mut passing, &state);
+    passing.keep(&mut disk, &[root]).unwrap();
+    while passing.compact(&mut disk, 500_000) {
+        assert!(drive(&mut disk, &mut passing));
+    }
+    passing.punch();
+    assert!(drive(&mut disk, &mut passing));
+    assert_eq!(disk.packs().unwrap(), [1, 2]);
+    assert!(!disk.inner().bytes(File::Pack(1)).iter().all(|byte| *byte == 0));
+    assert_whole(&mut disk, &mut passing, &state, "written anew");
+
+    // Where the list lies elsewhere each chunk is named with the file.
+    let mut disk = MemoryDisk::new();
+    write_anew(&mut disk, &state);
+    let mut writing = vault(&mut disk);
+    assert_whole(&mut disk, &mut writing, &state, "read");
+    let second = changed(&state, 3);
+    written(&mut disk, &mut writing, &second);
+    let mut disk = unreadable(disk);
+    let missing = vault(&mut disk).missing(&mut disk, root_of(&second), 64);
+    assert!(!missing.is_empty());
+    let here = |damage: &chronon_storage::ChunkDamage| (damage.file, damage.found);
+    assert!(missing.iter().all(|damage| here(damage) == (Some(File::Pack(1)), Found::Unreadable)));
+}
+
+/// Somebody has put them there.
+#[test]
+fn files_with_the_last_numbers_stop_nothing() {
+    assert_eq!(File::of_name("pack-9999999999"), Some(File::Pack(9_999_999_999)));
+    for name in ["pack-18446744073709551615", "pack-10000000000", "pack-7"] {
+        assert_eq!(File::of_name(name), None);
+    }
+    let mut disk = MemoryDisk::new();
+    let states = [state_of(1, 5, 9000), state_of(2, 5, 9000)];
+    write_anew(&mut disk, &states[0]);
+    disk.bytes_mut(File::Pack(9_999_999_998)).push(7);
+    for state in &states {
+        let mut opened = vault(&mut disk);
+        written(&mut disk, &mut opened, state);
+    }
+    assert_eq!(disk.packs().unwrap(), [1, 2, 9_999_999_998, 9_999_999_999]);
+    let mut opened = vault(&mut disk);
+    states.iter().for_each(|state| assert_whole(&mut disk, &mut opened, state, "opened"));
+}
+
+/// Replicas that start together read different parts, and what a start in the middle has passed over is no round.
+#[test]
+fn a_scrub_begins_where_it_is_told_to_and_a_round_is_one_from_end_to_end() {
+    let state = state_of(1, 12, 9000);
+    let mut disk = MemoryDisk::new();
+    write_anew(&mut disk, &state);
+    let whole = vault(&mut disk).scrub(&mut disk, u64::MAX);
+    assert!(whole.round);
+    let mut firsts = std::collections::BTreeSet::new();
+    for phase in 0..64 {
+        let mut scrubbing = vault(&mut disk);
+        scrubbing.scrub_from(phase);
+        let first = scrubbing.scrub(&mut disk, u64::MAX);
+        assert_eq!(first.round, first.bytes == whole.bytes, "{phase}: {first:?}");
+        assert_eq!(scrubbing.scrub(&mut disk, u64::MAX), whole);
+        firsts.insert(first.bytes);
+    }
+    // Each chunk, the list and the map.
+    assert_eq!(firsts.len(), 14);
+    let mut empty = MemoryDisk::new();
+    vault(&mut empty).scrub_from(7);
+}
+
+#[test]
+fn only_a_transfer_that_was_cut_off_is_unfinished() {
+    let (done, cut_off) = (state_of(1, 4, 9000), state_of(2, 4, 9000));
+    let mut disk = MemoryDisk::new();
+    let mut receiving = vault(&mut disk);
+    written(&mut disk, &mut receiving, &done);
+    receiving.put_list(list_of(&cut_off)).unwrap();
+    receiving.put(Checksum::of_chunk(&cut_off[0]), &cut_off[0]);
+    receiving.sync();
+    assert!(drive(&mut disk, &mut receiving));
+    let mut again = vault(&mut disk);
+    assert_eq!(again.unfinished(), [root_of(&cut_off)]);
+    written(&mut disk, &mut again, &cut_off);
+    assert_eq!(again.unfinished(), []);
 }

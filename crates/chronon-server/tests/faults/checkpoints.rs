@@ -237,7 +237,7 @@ async fn a_single_replica_without_room_for_its_next_checkpoint_says_that_its_dis
 }
 
 /// Flips a byte of every block of a replica's chunks.
-fn rot_chunks(cluster: &Cluster, replica: u8) {
+pub(crate) fn rot_chunks(cluster: &Cluster, replica: u8) {
     let names = std::fs::read_dir(cluster.path(replica)).unwrap().map(|found| found.unwrap().path());
     let packs: Vec<PathBuf> =
         names.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("pack-")).collect();
@@ -271,6 +271,58 @@ async fn a_checkpoint_that_has_rotted_is_fetched_from_the_peers_at_the_start() {
     assert!(0 < cluster.counter(replica, "chunks_fetched").await);
     let told = load.stop().await;
     told.assert_kept(&cluster.books().await);
+}
+
+/// Puts a directory in the place of each file of a replica's chunks.
+fn hide_chunks(cluster: &Cluster, replica: u8) {
+    for found in std::fs::read_dir(cluster.path(replica)).unwrap().map(Result::unwrap) {
+        let name = found.file_name().into_string().unwrap();
+        if name.starts_with("pack-") {
+            std::fs::rename(found.path(), cluster.path(replica).join(format!("hidden-{name}"))).unwrap();
+            std::fs::create_dir(found.path()).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_checkpoints_that_cant_be_opened_are_as_good_as_rotten() {
+    let mut cluster = Cluster::start(small(3)).await;
+    let load = Load::heavy(&cluster, 0);
+    load.more(FILLS).await;
+    let replica = (cluster.primary().await + 1) % 3;
+    eventually("it has a checkpoint", async || 0 < cluster.status(replica).await.checkpoint).await;
+    cluster.cut_power(&[replica]);
+    hide_chunks(&cluster, replica);
+    cluster.start_one(replica).await;
+    eventually("it goes on from a checkpoint", async || {
+        0 < cluster.counter(replica, "checkpoints_restored").await
+    })
+    .await;
+    assert!(0 < cluster.counter(replica, "chunks_fetched").await);
+    let told = load.stop().await;
+    told.assert_kept(&cluster.books().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_single_replica_whose_checkpoint_cant_be_opened_refuses_to_start_and_changes_nothing() {
+    let mut cluster = Cluster::start(small(1)).await;
+    let load = Load::heavy(&cluster, 0);
+    load.more(FILLS).await;
+    eventually("it has a checkpoint", async || 0 < cluster.status(0).await.checkpoint).await;
+    load.stop().await;
+    cluster.cut_power(&[0]);
+    hide_chunks(&cluster, 0);
+    cluster.start_one(0).await;
+    let reason = cluster.stopped(0).await;
+    assert!(matches!(reason, StopReason::CheckpointDamaged { .. }), "{reason}");
+    let mut still_there = 0;
+    for found in std::fs::read_dir(cluster.path(0)).unwrap().map(Result::unwrap) {
+        let name = found.file_name().into_string().unwrap();
+        if let Some(pack) = name.strip_prefix("hidden-") {
+            still_there += usize::from(cluster.path(0).join(pack).is_dir());
+        }
+    }
+    assert!(0 < still_there);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -62,7 +62,7 @@ impl World {
         let salt = match &step {
             Step::Write { position, .. } | Step::ReadBack { position, .. } => *position,
             Step::Flush { .. } => 1,
-            Step::Reserve { .. } | Step::Truncate { .. } | Step::Remove { .. } => 2,
+            Step::Reserve { .. } | Step::Truncate { .. } | Step::Punch { .. } | Step::Remove { .. } => 2,
         };
         let reports = process.journal.done(job);
         self.trace
