@@ -42,7 +42,7 @@ use crate::reads::{Reader, Reads, Serves};
 use crate::stop::{Stop, StopReason, guarded};
 use crate::turn::Turn;
 use crate::vault::{VaultHandle, VaultParts, VaultThread};
-use crate::wal::WalThread;
+use crate::wal::{Scrubbing, WalThread};
 use crate::{api, clients, sinks};
 
 /// The release that new log entries are written for.
@@ -406,6 +406,10 @@ async fn start(
         .build()
         .map_err(|source| StartError::System { doing, source })?;
     let seed = random().map_err(|source| StartError::System { doing: "draw random bits", source })? as u64;
+    let scrub = Scrubbing {
+        bytes_per_second: config.limits.scrub_bytes_per_second,
+        phase: Prng::new(seed).next_u64(),
+    };
     let stop = Stop::new();
     let counters = Arc::new(Counters::default());
     let gate = Arc::new(Mutex::new(Gate::CLOSED));
@@ -445,6 +449,7 @@ async fn start(
         mailbox: wal_mailbox.clone(),
         to_front: durable_sender,
         counters: Arc::clone(&counters),
+        scrub,
         stop: stop.clone(),
         journal,
     };
@@ -473,6 +478,7 @@ async fn start(
         template: Arc::from(engine(options)),
         turn: Arc::clone(&turn),
         limits: config.limits.checkpoints,
+        scrub,
         ring: wal.journal.ring(),
         voters: membership.voters.len(),
         checkpoint: recovered.state.checkpoint,

@@ -4,14 +4,15 @@
 //! freeze and one transfer at a time, a few chunks on their way, a few reads for peers.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chronon_kernel::{Engine, Frozen, Put};
 use chronon_node::{Room, VaultReport, VaultTask};
-use chronon_storage::{ChunkDamage, ChunkList, DataDirectory, Disk, File, Step, Vault, perform};
-use chronon_vsr::{Checkpoint, Checksum, Instant, OpRef, ReplicaId, Ring};
+use chronon_storage::{ChunkDamage, ChunkList, DataDirectory, Disk, File, Found, Step, Vault, perform};
+use chronon_vsr::{Checkpoint, Checksum, Instant, Op, OpRef, ReplicaId, Ring};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
@@ -24,6 +25,7 @@ use crate::mailbox::{Mailbox, Waited};
 use crate::pace::Pace;
 use crate::stop::{Stop, StopReason};
 use crate::turn::Turn;
+use crate::wal::Scrubbing;
 
 /// The most chunks that are reported missing at a time.
 const MISSING_MAX: usize = 64;
@@ -47,9 +49,8 @@ const TURN_LOOK: Duration = Duration::from_millis(20);
 /// How far writing may run ahead of its rate before it rests.
 const WRITE_AHEAD: Duration = Duration::from_millis(20);
 
-/// So much of the chunks is read back every so often.
+/// Chunks are read back every so often.
 const SCRUB_EVERY: Duration = Duration::from_secs(1);
-const SCRUB_BYTES: u64 = 256 * 1024;
 
 /// How often room is set aside again when there was none, or the vault was busy.
 const RESERVE_EVERY: Duration = Duration::from_secs(5);
@@ -57,8 +58,8 @@ const RESERVE_EVERY: Duration = Duration::from_secs(5);
 /// Room that is set aside for the next checkpoint besides what the newest one takes.
 const RESERVE_MORE: u64 = 4 * 1024 * 1024;
 
-/// A backup is kept for so long after the last of its chunks was asked for.
-const BACKUP_PATIENCE: Duration = Duration::from_secs(60);
+/// A disk that goes on refusing is told of this often.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
 /// Backups that are carried away at a time.
 const BACKUPS_MAX: usize = 4;
@@ -68,7 +69,7 @@ const BACKUPS_MAX: usize = 4;
 pub(crate) enum BackupRefused {
     /// There are [`BACKUPS_MAX`].
     TooMany,
-    /// The disk refused a part of it.
+    /// The disk refused a part of it, or has no room for it beside the next checkpoint.
     Disk,
     /// The state has too many chunks.
     TooLarge { why: String },
@@ -174,6 +175,7 @@ pub(crate) struct VaultParts {
     pub(crate) template: Arc<dyn Engine>,
     pub(crate) turn: Arc<Turn>,
     pub(crate) limits: CheckpointLimits,
+    pub(crate) scrub: Scrubbing,
     pub(crate) ring: Ring,
     pub(crate) voters: usize,
     /// The superblock's.
@@ -202,12 +204,17 @@ pub(crate) struct VaultThread {
     current: Checkpoint,
     previous: Option<Checksum>,
     target: Option<Checkpoint>,
+    /// What Front was told last: the superblock may be about to name it.
+    reported: Option<(Op, Checksum)>,
+    /// Transfers that the process before this one did not finish: one of them may go on.
+    unfinished: Vec<Checksum>,
     /// States that are being carried away, each with the time until which it is kept.
     backups: Vec<(Checksum, Instant)>,
     /// A transfer that a full disk has interrupted is looked at again.
     fetch_again: Option<(Instant, Checkpoint)>,
     since_sync: u64,
     compacting: bool,
+    complaint: Complaint,
     room: Room,
     reserve_at: Instant,
     scrub_at: Instant,
@@ -224,6 +231,34 @@ struct Waiting {
 struct Written {
     frozen: Box<dyn Frozen>,
     sizes: BTreeMap<Checksum, u32>,
+}
+
+/// A disk that refuses what is asked of it again and again: told when it begins, then now and then, and when it is over.
+#[derive(Debug, Default)]
+struct Complaint {
+    told: Option<Instant>,
+    /// How often it has refused since.
+    untold: usize,
+    /// It was told, and not that it is over.
+    lasts: bool,
+}
+
+impl Complaint {
+    /// Whether this time is told, and how many were not.
+    fn rise(&mut self, now: Instant) -> Option<usize> {
+        if self.told.is_some_and(|told| now < told + COMPLAIN_EVERY) {
+            self.untold += 1;
+            return None;
+        }
+        self.told = Some(now);
+        self.lasts = true;
+        Some(std::mem::take(&mut self.untold))
+    }
+
+    /// Whether it is told that all is well.
+    fn end(&mut self) -> bool {
+        std::mem::take(&mut self.lasts)
+    }
 }
 
 /// The replica stops.
@@ -248,7 +283,8 @@ impl From<Closed> for Unwritten {
 
 impl VaultThread {
     /// A thread's state around an opened vault.
-    pub(crate) fn new(parts: VaultParts) -> VaultThread {
+    pub(crate) fn new(mut parts: VaultParts) -> VaultThread {
+        parts.vault.scrub_from(parts.scrub.phase);
         let now = Clock.monotonic();
         VaultThread {
             queue: VecDeque::new(),
@@ -262,10 +298,13 @@ impl VaultThread {
             current: parts.checkpoint,
             previous: None,
             target: None,
+            reported: None,
+            unfinished: parts.vault.unfinished(),
             backups: Vec::new(),
             fetch_again: None,
             since_sync: 0,
             compacting: false,
+            complaint: Complaint::default(),
             room: Room::Enough,
             reserve_at: now,
             scrub_at: now + SCRUB_EVERY,
@@ -310,12 +349,18 @@ impl VaultThread {
                 self.write(waiting)?;
             } else if self.compacting {
                 let VaultParts { vault, disk, .. } = &mut self.parts;
-                self.compacting = vault.compact(&mut **disk, COMPACT_BYTES) && self.carry_out();
+                self.compacting = vault.compact(&mut **disk, COMPACT_BYTES) && self.carry_out().is_ok();
+            }
+            if self.backups.iter().any(|(_, until)| *until <= now) {
+                self.backups.retain(|(_, until)| now < *until);
+                self.let_go()?;
+                self.reserve_at = now;
             }
             if self.mend_at.is_some_and(|at| at <= now) {
                 self.mend()?;
             }
-            if self.reserve_at <= now {
+            // What is being moved would take what was set aside.
+            if self.reserve_at <= now && !self.compacting {
                 self.reserve()?;
             }
             if self.scrub_at <= now {
@@ -333,7 +378,8 @@ impl VaultThread {
         let reads = if self.reads.is_empty() { Instant::NEVER } else { self.read_pace.from };
         let again = self.fetch_again.map_or(Instant::NEVER, |(at, _)| at);
         let mend = self.mend_at.unwrap_or(Instant::NEVER);
-        turn.min(look).min(reads).min(again).min(mend).min(self.scrub_at).min(self.reserve_at)
+        let backup = self.backups.iter().map(|(_, until)| *until).min().unwrap_or(Instant::NEVER);
+        turn.min(look).min(reads).min(again).min(mend).min(backup).min(self.scrub_at).min(self.reserve_at)
     }
 
     /// Takes in what has come, and answers the reads of peers: between two messages, and within whatever takes long.
@@ -404,28 +450,46 @@ impl VaultThread {
         self.parts.to_front.blocking_send(report).map_err(|_| Closed)
     }
 
-    /// Carries out what the vault wants of the disk. False if the disk refused something: what was not flushed has to be
-    /// put again. A file that could not be removed is no loss: it is removed after the next start.
-    fn carry_out(&mut self) -> bool {
+    /// Carries out what the vault wants of the disk. An error if the disk refused something: what was not flushed has to
+    /// be put again. Room that can't be given back is no loss: that is tried again.
+    fn carry_out(&mut self) -> io::Result<()> {
         let VaultParts { vault, disk, counters, directory, .. } = &mut self.parts;
+        let mut refused = Ok(());
+        // After a refusal the file goes at once: its room is needed.
         while let Some(job) = vault.next_job() {
-            match perform(&mut **disk, &job) {
-                Ok(()) => drop(vault.done(job.id)),
-                Err(error) => {
-                    counters.checkpoint_disk_errors.add();
-                    let directory = directory.path().display();
-                    error!(%error, %directory, "the disk refuses a part of a checkpoint; it will be written again");
-                    vault.failed(job.id);
-                    let removes = |step: &Step| matches!(step, Step::Remove { .. } | Step::Truncate { .. });
-                    if !job.steps.iter().all(removes) {
-                        // The file goes at once: its room is needed.
-                        self.carry_out();
-                        return false;
-                    }
+            let Err(error) = perform(&mut **disk, &job) else {
+                vault.done(job.id);
+                continue;
+            };
+            counters.checkpoint_disk_errors.add();
+            vault.failed(job.id);
+            let gives_back = |step: &Step| {
+                matches!(step, Step::Remove { .. } | Step::Truncate { .. } | Step::Punch { .. })
+            };
+            let directory = directory.path().display();
+            let told = |complaint: &mut Complaint| complaint.rise(Clock.monotonic());
+            if job.steps.iter().all(gives_back) {
+                if let Some(before) = told(&mut self.complaint) {
+                    warn!(%error, %directory, before, "the disk does not take back room for checkpoints");
                 }
+                continue;
             }
+            // Whether room can be set aside is told by whoever wants it.
+            if !job.steps.iter().all(|step| matches!(step, Step::Reserve { .. }))
+                && let Some(before) = told(&mut self.complaint)
+            {
+                error!(%error, %directory, before, "the disk refuses a part of a checkpoint; it will be written again");
+            }
+            refused = refused.and(Err(error));
         }
-        true
+        refused
+    }
+
+    /// A checkpoint was written, or has room.
+    fn end_complaint(&mut self) {
+        if self.complaint.end() {
+            info!("the disk takes checkpoints again");
+        }
     }
 
     // Writing
@@ -446,6 +510,8 @@ impl VaultThread {
                 self.parts.counters.checkpoints_written.add();
                 self.parts.counters.checkpoint_write.record(took);
                 info!(op = %entry.op, ?took, "wrote a checkpoint");
+                self.end_complaint();
+                self.reported = Some((entry.op, root));
                 self.report(VaultReport::Frozen { entry, digest, root })
             }
             Err(Unwritten::Closed) => Err(Closed),
@@ -500,7 +566,7 @@ impl VaultThread {
         let sizes = list.chunks.iter().copied().collect();
         let root = self.parts.vault.put_list(list).map_err(|error| Unwritten::Never(error.to_string()))?;
         self.parts.vault.finish(root);
-        if !self.carry_out() {
+        if self.carry_out().is_err() {
             return Err(Unwritten::Disk);
         }
         // What the state before had may have rotted since: then all of it is written.
@@ -531,37 +597,59 @@ impl VaultThread {
             self.since_sync = 0;
             self.parts.vault.sync();
         }
-        self.carry_out()
+        self.carry_out().is_ok()
     }
 
-    /// The superblock names this checkpoint. It stays, and so do the one before it, which peers may be fetching, and the
-    /// one that is being fetched.
+    // Letting go
+
+    /// The superblock names this checkpoint.
     fn settle(&mut self, checkpoint: Checkpoint) -> Result<(), Closed> {
         self.previous = std::mem::replace(&mut self.current, checkpoint).root;
         self.target = self.target.filter(|target| checkpoint.entry.op < target.entry.op);
+        self.reported = self.reported.filter(|(op, _)| checkpoint.entry.op < *op);
+        self.unfinished.clear();
+        self.reserve_at = Clock.monotonic();
+        self.let_go()
+    }
+
+    /// Keeps the superblock's checkpoint, the one before it, which peers may be fetching, the one that the superblock may
+    /// name next, the one that is being fetched, and what is being carried away. Everything else may go, whatever has
+    /// put it: a checkpoint or a backup that the disk refused, a transfer that the own log has overtaken. Never called
+    /// while something is being put, for that has no name yet.
+    fn let_go(&mut self) -> Result<(), Closed> {
         let VaultParts { vault, disk, .. } = &mut self.parts;
-        if self.target.is_none() && self.backups.is_empty() {
-            // What was fetched of checkpoints that the own log has overtaken is of no use to anybody.
-            vault.abandon();
+        if let Some(root) = self.current.root
+            && !vault.is_complete(root)
+        {
+            let missing = vault.missing(&mut **disk, root, MISSING_MAX);
+            if !missing.is_empty() {
+                // What is damaged is not taken for something that nobody needs: its file stays until this is mended.
+                return self.lack(self.current, &missing);
+            }
         }
+        let target = self.target.and_then(|target| target.root);
+        let reported = self.reported.map(|(_, root)| root);
         let mut roots: Vec<Checksum> =
-            [self.current.root, self.target.and_then(|target| target.root), self.previous]
-                .into_iter()
-                .flatten()
-                .collect();
-        // Named once more when its time is over: what was never named is kept for ever.
-        roots.extend(self.backups.iter().map(|(root, _)| *root));
-        let now = Clock.monotonic();
-        self.backups.retain(|(_, until)| now < *until);
+            [self.current.root, self.previous, target, reported].into_iter().flatten().collect();
+        roots.extend(self.backups.iter().map(|(root, _)| *root).chain(self.unfinished.iter().copied()));
+        vault.abandon();
         while let Err(damage) = vault.keep(&mut **disk, &roots) {
-            warn!(%damage, "the list of a checkpoint is damaged");
-            if self.current.root == Some(damage.id) {
-                return self.lack(checkpoint, &[damage]);
+            // The list of a transfer that has just begun is still to come.
+            if damage.found != Found::Nothing {
+                warn!(%damage, "the list of a checkpoint is damaged");
             }
             roots.retain(|root| *root != damage.id);
         }
         self.compacting = true;
-        self.reserve_at = Clock.monotonic();
+        Ok(())
+    }
+
+    /// Lets go of what is not needed, and gives back its room at once.
+    fn give_back(&mut self) -> Result<(), Closed> {
+        self.let_go()?;
+        self.parts.vault.punch();
+        // What is refused is told there.
+        drop(self.carry_out());
         Ok(())
     }
 
@@ -585,40 +673,66 @@ impl VaultThread {
             written = self.write_chunks(&mut *frozen, None, end);
         }
         self.written = before;
-        let refusal = match written {
+        let mut kept = match written {
             Ok((root, _)) => {
                 let VaultParts { vault, disk, .. } = &mut self.parts;
-                match vault.list(&mut **disk, root) {
-                    Ok(list) => {
-                        self.backups.push((root, Clock.monotonic() + BACKUP_PATIENCE));
-                        self.parts.counters.backups.add();
-                        drop(answer.send(Ok(Manifest::new(cluster, &*frozen, root, &list))));
-                        return Ok(());
-                    }
-                    Err(_) => BackupRefused::Disk,
-                }
+                let list = vault.list(&mut **disk, root);
+                list.map(|list| (root, Manifest::new(cluster, &*frozen, root, &list)))
+                    .map_err(|_| BackupRefused::Disk)
             }
             Err(Unwritten::Closed) => return Err(Closed),
-            Err(Unwritten::Never(why)) => BackupRefused::TooLarge { why },
-            Err(Unwritten::Disk | Unwritten::Lacking) => BackupRefused::Disk,
+            Err(Unwritten::Never(why)) => Err(BackupRefused::TooLarge { why }),
+            Err(Unwritten::Disk | Unwritten::Lacking) => Err(BackupRefused::Disk),
         };
-        drop(answer.send(Err(refusal)));
+        if let Ok((root, _)) = kept {
+            self.backups.push((root, Clock.monotonic() + self.parts.limits.backup_patience));
+            // It has gone into what was set aside for the next checkpoint: there has to be as much again.
+            self.reserve()?;
+            if self.backups.iter().all(|(kept, _)| *kept != root) {
+                kept = Err(BackupRefused::Disk);
+            }
+        }
+        match &kept {
+            Ok(_) => self.parts.counters.backups.add(),
+            Err(_) => {
+                self.let_go()?;
+                self.reserve_at = Clock.monotonic();
+            }
+        }
+        // Whoever asked may have gone.
+        drop(answer.send(kept.map(|(_, manifest)| manifest)));
         Ok(())
     }
 
-    /// Sets room aside for the next checkpoint, so that its state is not frozen in vain.
+    /// Sets room aside for the next checkpoint, so that its state is not frozen in vain. Before commands are refused for
+    /// want of room, everything goes that is not worth that.
     fn reserve(&mut self) -> Result<(), Closed> {
         self.reserve_at = Clock.monotonic() + RESERVE_EVERY;
         if !self.parts.vault.idle() {
             return Ok(());
         }
-        let stored = self.current.root.map_or(0, |root| self.parts.vault.stored_size(root));
-        self.parts.vault.reserve(stored + RESERVE_MORE);
-        let room = if self.carry_out() { Room::Enough } else { Room::Short };
+        let mut set_aside = self.set_aside();
+        if set_aside.is_err() {
+            self.give_back()?;
+            set_aside = self.set_aside();
+        }
+        if set_aside.is_err() {
+            self.previous = None;
+            self.unfinished.clear();
+            // Where there was no room before either, a backup may be the last resort: one that fits is kept for its time.
+            if self.room == Room::Enough {
+                self.backups.clear();
+            }
+            self.give_back()?;
+            set_aside = self.set_aside();
+        }
+        let room = if set_aside.is_ok() { Room::Enough } else { Room::Short };
         if room != self.room {
-            match room {
-                Room::Short => error!("the disk has no room for the next checkpoint: commands are refused"),
-                Room::Enough => info!("the disk has room for the next checkpoint again"),
+            match &set_aside {
+                Err(error) => {
+                    error!(%error, "the disk has no room for the next checkpoint: commands are refused")
+                }
+                Ok(()) => info!("the disk has room for the next checkpoint again"),
             }
             self.room = room;
             self.report(VaultReport::Room(room))?;
@@ -632,6 +746,15 @@ impl VaultThread {
         counters.vault_bytes.set(usage.bytes);
         counters.vault_live_bytes.set(usage.live);
         counters.vault_packs.set(usage.packs as u64);
+        Ok(())
+    }
+
+    /// Asks for room for a checkpoint that is somewhat larger than the newest one.
+    fn set_aside(&mut self) -> io::Result<()> {
+        let stored = self.current.root.map_or(0, |root| self.parts.vault.stored_size(root));
+        self.parts.vault.reserve(stored + RESERVE_MORE);
+        self.carry_out()?;
+        self.end_complaint();
         Ok(())
     }
 
@@ -693,7 +816,9 @@ impl VaultThread {
         self.parts.counters.checkpoint_restore.record(took);
         info!(%op, ?took, "restored the state of a checkpoint");
         self.parts.back.push(BackMessage::Installed { checkpoint, engine });
-        Ok(())
+        // All of it was read: what else an earlier process has left behind may go.
+        self.reserve_at = Clock.monotonic();
+        self.let_go()
     }
 
     /// Chunks of a checkpoint to begin from are not here, or damaged, and the state is not in memory either.
@@ -765,7 +890,7 @@ impl VaultThread {
             return self.report(VaultReport::Missing { root, ids });
         }
         vault.finish(root);
-        if self.carry_out() && self.parts.vault.is_complete(root) {
+        if self.carry_out().is_ok() && self.parts.vault.is_complete(root) {
             return self.report(VaultReport::Held { root });
         }
         self.fetch_again = Some((Clock.monotonic() + DISK_PAUSE, checkpoint));
@@ -815,7 +940,7 @@ impl VaultThread {
             For::Backup(answer) => {
                 let now = Clock.monotonic();
                 let carried = self.backups.iter_mut().filter(|(_, until)| now < *until);
-                carried.for_each(|(_, until)| *until = now + BACKUP_PATIENCE);
+                carried.for_each(|(_, until)| *until = now + self.parts.limits.backup_patience);
                 // Whoever asked may have gone.
                 drop(answer.send(bytes));
                 Ok(())
@@ -827,12 +952,13 @@ impl VaultThread {
 
     /// Reads a little of what is kept, and has mended what has rotted.
     fn scrub(&mut self) -> Result<(), Closed> {
-        let VaultParts { vault, disk, counters, .. } = &mut self.parts;
-        let scrubbed = vault.scrub(&mut **disk, SCRUB_BYTES);
+        let VaultParts { vault, disk, counters, scrub, .. } = &mut self.parts;
+        let scrubbed = vault.scrub(&mut **disk, scrub.bytes_per_second);
         counters.vault_bytes_scrubbed.add_many(usize::try_from(scrubbed.bytes).unwrap_or(usize::MAX));
         let read = counters.vault_scrub_bytes.value() + scrubbed.bytes;
         counters.vault_scrub_bytes.set(if scrubbed.round { 0 } else { read });
-        counters.vault_scrub_rounds.add_many(usize::from(scrubbed.round));
+        // Where nothing is kept yet nothing has been read.
+        counters.vault_scrub_rounds.add_many(usize::from(scrubbed.round && 0 < read));
         self.note_damage(&scrubbed.damage)
     }
 
@@ -864,4 +990,27 @@ fn turn_at(waiting: &Waiting, parts: &VaultParts) -> Instant {
     let has_come = share <= parts.turn.progress().saturating_sub(waiting.end);
     let turn = if has_come { waiting.since } else { waiting.since + TURN_PAUSE * rank };
     turn.max(waiting.not_before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_goes_on_refusing_is_told_of_once_a_minute_and_once_when_it_is_over() {
+        let mut complaint = Complaint::default();
+        assert!(!complaint.end(), "nothing was told");
+        let (mut told, mut over) = (Vec::new(), Vec::new());
+        for second in 0..200 {
+            let now = Instant::ZERO + Duration::from_secs(second);
+            // Every second at first; then it comes and goes; then it is over.
+            if second < 90 || second % 10 < 5 && second < 150 {
+                told.extend(complaint.rise(now).map(|before| (second, before)));
+            } else if complaint.end() {
+                over.push(second);
+            }
+        }
+        assert_eq!(told, [(0, 0), (60, 59), (120, 44)]);
+        assert_eq!(over, [95, 125]);
+    }
 }

@@ -19,10 +19,18 @@ use crate::stop::{Stop, StopReason};
 /// How long the disk rests before the newest group gets its evidence.
 const EVIDENCE_AFTER: Duration = Duration::from_millis(5);
 
-/// So much of the log is read back every so often: a full ring of 1 GiB in little more than an hour, for less than a
-/// millisecond of this thread a second.
+/// The log is read back every so often.
 const SCRUB_EVERY: Duration = Duration::from_secs(1);
-const SCRUB_BYTES: u64 = 256 * 1024;
+
+/// How what is kept is read back, a little at a time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scrubbing {
+    /// How much of it.
+    pub(crate) bytes_per_second: u64,
+    /// Drawn for this start: where it begins. Else the replicas of a cluster that was started at once would read the same
+    /// parts at the same time, and starts in a row always the first ones.
+    pub(crate) phase: u64,
+}
 
 /// What runs the WAL thread.
 pub(crate) struct WalThread {
@@ -33,6 +41,7 @@ pub(crate) struct WalThread {
     pub(crate) mailbox: Mailbox<Write>,
     pub(crate) to_front: mpsc::Sender<Durable>,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) scrub: Scrubbing,
     pub(crate) stop: Stop,
 }
 
@@ -50,6 +59,7 @@ impl WalThread {
         self.counters.wal_bytes.set(self.disk.size(File::Wal)?);
         self.counters.wal_used_bytes.set(self.journal.wal_used());
         let mut writes = VecDeque::new();
+        self.journal.scrub_from(self.scrub.phase);
         let mut scrub_at = Clock.monotonic() + SCRUB_EVERY;
         loop {
             if scrub_at <= Clock.monotonic() {
@@ -91,7 +101,7 @@ impl WalThread {
             self.counters.superblock_copies_damaged.add_many(copies);
             warn!(copies, "copies of the superblock have rotted; they are written again");
         }
-        let scrubbed = self.journal.scrub(&mut *self.disk, SCRUB_BYTES);
+        let scrubbed = self.journal.scrub(&mut *self.disk, self.scrub.bytes_per_second);
         self.counters.wal_bytes_scrubbed.add_many(usize::try_from(scrubbed.bytes).unwrap_or(usize::MAX));
         let read = self.counters.wal_scrub_bytes.value() + scrubbed.bytes;
         self.counters.wal_scrub_bytes.set(if scrubbed.round { 0 } else { read });

@@ -1,9 +1,13 @@
 //! What holds a thread of a node still: a stalled disk, a slow `apply`; and a power switch.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Condvar, Mutex};
 
 use chronon_storage::{File, Operation};
+
+/// What a disk gives and takes at a time.
+const BLOCK: usize = 4096;
 
 /// Stops whoever passes for as long as it is on.
 #[derive(Debug, Default)]
@@ -19,6 +23,12 @@ struct State {
     full: bool,
     holds_reads: bool,
     held: usize,
+    /// What each file of checkpoints takes.
+    taken: BTreeMap<File, u64>,
+    /// And where each block begins that was given back within it.
+    holes: BTreeMap<File, BTreeSet<u64>>,
+    /// What they may take together.
+    room: Option<u64>,
 }
 
 impl Brake {
@@ -57,6 +67,18 @@ impl Brake {
         self.state.lock().unwrap().full = full;
     }
 
+    /// How much there is for chunks of checkpoints, if that has an end, and what each file takes already.
+    pub(crate) fn bound(&self, room: Option<u64>, taken: BTreeMap<File, u64>) {
+        let mut state = self.state.lock().unwrap();
+        state.room = room;
+        state.taken.extend(taken);
+    }
+
+    /// What chunks of checkpoints take.
+    pub(crate) fn taken(&self) -> u64 {
+        self.state.lock().unwrap().taken()
+    }
+
     /// Whether chunks of checkpoints are read only later.
     pub(crate) fn hold_reads(&self, hold: bool) {
         self.state.lock().unwrap().holds_reads = hold;
@@ -75,12 +97,46 @@ impl Brake {
         if state.powerless {
             return Err(io::Error::other("the power is gone"));
         }
-        let (Operation::Write { file, .. } | Operation::Reserve { file, .. }) = operation else {
-            return Ok(());
+        state.take(operation)
+    }
+}
+
+impl State {
+    fn taken(&self) -> u64 {
+        let holes: usize = self.holes.values().map(BTreeSet::len).sum();
+        self.taken.values().sum::<u64>() - (holes * BLOCK) as u64
+    }
+
+    /// Counts what an operation takes or gives back.
+    fn take(&mut self, operation: Operation) -> io::Result<()> {
+        let (file, end) = match operation {
+            Operation::Write { file, position, length } => (file, position + length as u64),
+            Operation::Reserve { file, bytes } => (file, bytes),
+            Operation::Truncate { file, size } => {
+                self.taken.entry(file).and_modify(|taken| *taken = size.min(*taken));
+                return Ok(());
+            }
+            Operation::Punch { file, position, length } => {
+                self.holes.entry(file).or_default().extend((position..position + length).step_by(BLOCK));
+                return Ok(());
+            }
+            Operation::Remove { file } => {
+                self.taken.remove(&file);
+                self.holes.remove(&file);
+                return Ok(());
+            }
+            Operation::Read { .. } | Operation::Flush { .. } => return Ok(()),
         };
-        if state.full && matches!(file, File::Pack(_)) {
+        if !matches!(file, File::Pack(_)) {
+            return Ok(());
+        }
+        let before = self.taken.get(&file).copied().unwrap_or(0);
+        let grown = end.max(before);
+        let all = self.taken() + grown - before;
+        if self.full || before < grown && self.room.is_some_and(|room| room < all) {
             return Err(io::ErrorKind::StorageFull.into());
         }
+        self.taken.insert(file, grown);
         Ok(())
     }
 }

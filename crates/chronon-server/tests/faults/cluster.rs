@@ -14,10 +14,10 @@ use crate::machine::{Books, Ledger, SINK};
 use chronon_client::{Client, ClientOptions, TypedClient};
 use chronon_kernel::{Consistency, Contract, SinkName};
 use chronon_server::{
-    Addresses, Call, CallError, DiskKind, Founding, Limits, Listen, Node, RunningNode, ServerConfig,
-    StartError, StopReason,
+    Addresses, Call, CallError, CheckpointLimits, DiskKind, Founding, Limits, Listen, Node, RunningNode,
+    ServerConfig, StartError, StopReason,
 };
-use chronon_storage::OpenError;
+use chronon_storage::{File, OpenError};
 use chronon_vsr::{ClusterId, Mutations, Op, ReplicaId};
 
 /// What answers a call of the sink, made by the replica with this number.
@@ -33,6 +33,10 @@ pub(crate) struct Setup {
     pub(crate) attempts_max: usize,
     /// The log of each replica.
     pub(crate) log_bytes: u64,
+    /// How much of it, and of checkpoints, is read back a second.
+    pub(crate) scrub_bytes_per_second: u64,
+    /// How long a backup is kept that nobody carries away.
+    pub(crate) backup_patience: Duration,
     pub(crate) serve: Serve,
 }
 
@@ -40,7 +44,16 @@ impl Setup {
     /// So many replicas, and a sink that does what it is asked.
     pub(crate) fn new(replicas: u8) -> Setup {
         let serve: Serve = Arc::new(|_, call| Box::pin(async move { Ok(format!("did {}", call.effect)) }));
-        Setup { replicas, mutations: Mutations::NONE, attempts_max: 1_024, log_bytes: 48 << 20, serve }
+        let Limits { scrub_bytes_per_second, checkpoints, .. } = Limits::default();
+        Setup {
+            replicas,
+            mutations: Mutations::NONE,
+            attempts_max: 1_024,
+            log_bytes: 48 << 20,
+            scrub_bytes_per_second,
+            backup_patience: checkpoints.backup_patience,
+            serve,
+        }
     }
 }
 
@@ -52,6 +65,8 @@ pub(crate) struct Cluster {
     ports: Vec<[SocketAddr; 3]>,
     pub(crate) links: Links,
     nodes: Vec<Option<Running>>,
+    /// Of disks that have an end, what there is for chunks of checkpoints.
+    rooms: BTreeMap<u8, u64>,
 }
 
 /// One life of a node, with what can hold it.
@@ -90,7 +105,8 @@ impl Cluster {
         let links = Links::new(founding.cluster, &peer_ports).await;
         drop(held);
         let nodes = (0..setup.replicas).map(|_| None).collect();
-        let mut cluster = Cluster { setup, founding, directory, ports, links, nodes };
+        let rooms = BTreeMap::new();
+        let mut cluster = Cluster { setup, founding, directory, ports, links, nodes, rooms };
         for replica in cluster.replicas() {
             let path = cluster.path(replica);
             Node::<Ledger>::format(path, &cluster.founding, ReplicaId::new(replica)).unwrap();
@@ -123,7 +139,15 @@ impl Cluster {
             replica: Some(ReplicaId::new(replica)),
             listen: Listen { peer, client, http: Some(http) },
             replicas: self.replicas().map(addresses).collect::<BTreeMap<_, _>>(),
-            limits: Limits { attempts_max: self.setup.attempts_max, ..Limits::default() },
+            limits: Limits {
+                attempts_max: self.setup.attempts_max,
+                scrub_bytes_per_second: self.setup.scrub_bytes_per_second,
+                checkpoints: CheckpointLimits {
+                    backup_patience: self.setup.backup_patience,
+                    ..CheckpointLimits::default()
+                },
+                ..Limits::default()
+            },
             mutations: self.setup.mutations,
             disk: DiskKind::Unflushed,
             before_disk: Some(Arc::new(move |operation| disk.before_disk(operation))),
@@ -155,6 +179,7 @@ impl Cluster {
         let brakes = [(); 3].map(|()| Arc::new(Brake::default()));
         let window = Duration::from_secs(3_600);
         let contract = Contract::Idempotent { window, replays_errors: false };
+        brakes[0].bound(self.rooms.get(&replica).copied(), self.packs(replica));
         let node = loop {
             let serve = Arc::clone(&self.setup.serve);
             let started = Node::<Ledger>::open(self.path(replica))
@@ -175,6 +200,27 @@ impl Cluster {
         };
         let [disk, apply, query] = brakes;
         self.nodes[usize::from(replica)] = Some(Running { node, disk, apply, query });
+    }
+
+    /// From now on the chunks of this replica's checkpoints find so much room, whatever they take already.
+    pub(crate) fn bound(&mut self, replica: u8, room: u64) {
+        self.rooms.insert(replica, room);
+        self.disk(replica).bound(Some(room), BTreeMap::new());
+    }
+
+    /// At its next start a replica finds no room for chunks of checkpoints.
+    pub(crate) fn full_from_the_start(&mut self, replica: u8) {
+        self.rooms.insert(replica, 0);
+    }
+
+    /// What each file of checkpoints takes.
+    fn packs(&self, replica: u8) -> BTreeMap<File, u64> {
+        let found = std::fs::read_dir(self.path(replica)).unwrap().map(|found| found.unwrap());
+        let size = |found: std::fs::DirEntry| {
+            let file = File::of_name(found.file_name().to_str()?)?;
+            matches!(file, File::Pack(_)).then(|| (file, found.metadata().unwrap().len()))
+        };
+        found.filter_map(size).collect()
     }
 
     /// The power of these replicas goes, at once: what they did not flush is gone, and nobody says goodbye.
@@ -202,8 +248,8 @@ impl Cluster {
     }
 
     /// What holds a replica's flushes.
-    pub(crate) fn disk(&self, replica: u8) -> &Brake {
-        &self.running(replica).disk
+    pub(crate) fn disk(&self, replica: u8) -> Arc<Brake> {
+        Arc::clone(&self.running(replica).disk)
     }
 
     /// What holds a replica's execution.
@@ -332,9 +378,16 @@ impl Cluster {
 
     /// Asks a replica for something with a POST that has no body, and asserts that it is done.
     pub(crate) async fn post(&self, replica: u8, path: &str) {
-        let (port, path) = (self.ports[usize::from(replica)][2], path.to_owned());
-        let text = tokio::task::spawn_blocking(move || request(port, "POST", &path, "", "")).await.unwrap();
+        let text = self.send(replica, path, "").await;
         assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+    }
+
+    /// Posts some JSON to a replica; everything that is answered.
+    pub(crate) async fn send(&self, replica: u8, path: &str, body: &str) -> String {
+        let port = self.ports[usize::from(replica)][2];
+        let (path, body) = (path.to_owned(), body.to_owned());
+        let json = "content-type: application/json\r\n";
+        tokio::task::spawn_blocking(move || request(port, "POST", &path, json, &body)).await.unwrap()
     }
 
     /// What the machine knows, on every replica alike.

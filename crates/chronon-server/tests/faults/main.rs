@@ -15,6 +15,7 @@ mod machine;
 mod partitions;
 mod power;
 mod reads;
+mod room;
 mod rot;
 mod sizes;
 mod stalls;

@@ -2,14 +2,18 @@
 
 use std::os::unix::fs::FileExt;
 
+use crate::checkpoints::rot_chunks;
 use crate::cluster::{Cluster, Setup};
 use crate::common::eventually;
 use crate::load::Load;
 
+/// A whole log is read in a few seconds.
+const HASTE: u64 = 16 << 20;
+
 /// Nobody restarts, and nobody has asked for what has rotted.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_replica_finds_rot_in_its_log_and_mends_it() {
-    let mut cluster = Cluster::start(Setup::new(3)).await;
+    let mut cluster = Cluster::start(Setup { scrub_bytes_per_second: HASTE, ..Setup::new(3) }).await;
     let load = Load::steady(&cluster, 0);
     load.more(100).await;
     let wal = std::fs::OpenOptions::new().read(true).write(true).open(cluster.path(1).join("wal")).unwrap();
@@ -35,27 +39,11 @@ async fn a_running_replica_finds_rot_in_its_log_and_mends_it() {
     assert_eq!(cluster.counter(0, "wal_groups_damaged").await, 0);
 }
 
-/// Rots every block of a replica's chunks.
-fn rot_chunks(cluster: &Cluster, replica: u8) {
-    for found in std::fs::read_dir(cluster.path(replica)).unwrap() {
-        let found = found.unwrap();
-        let (name, size) = (found.file_name().into_string().unwrap(), found.metadata().unwrap().len());
-        if name.starts_with("pack-") {
-            let pack = std::fs::OpenOptions::new().read(true).write(true).open(found.path()).unwrap();
-            for position in (2_000..size).step_by(4_096) {
-                let mut byte = [0];
-                pack.read_exact_at(&mut byte, position).unwrap();
-                pack.write_all_at(&[byte[0] ^ 0x20], position).unwrap();
-            }
-            pack.sync_all().unwrap();
-        }
-    }
-}
-
 /// It has nobody to ask, and what it needs in memory: once as it wrote it, once as it began with it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_single_replica_writes_what_has_rotted_of_its_checkpoint_anew_from_memory() {
-    let mut cluster = Cluster::start(Setup { log_bytes: 16 << 20, ..Setup::new(1) }).await;
+    let mut cluster =
+        Cluster::start(Setup { log_bytes: 16 << 20, scrub_bytes_per_second: HASTE, ..Setup::new(1) }).await;
     let load = Load::heavy(&cluster, 0);
     eventually("a checkpoint", async || 0 < cluster.status(0).await.checkpoint).await;
     let told = load.stop().await;
@@ -89,7 +77,8 @@ async fn a_single_replica_writes_what_has_rotted_of_its_checkpoint_anew_from_mem
 /// One copy of the superblock and parts of a checkpoint rot while all is well.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_replica_finds_rot_in_its_superblock_and_its_checkpoint_and_mends_both() {
-    let mut cluster = Cluster::start(Setup { log_bytes: 16 << 20, ..Setup::new(3) }).await;
+    let mut cluster =
+        Cluster::start(Setup { log_bytes: 16 << 20, scrub_bytes_per_second: HASTE, ..Setup::new(3) }).await;
     let load = Load::heavy(&cluster, 0);
     eventually("a checkpoint", async || 0 < cluster.status(1).await.checkpoint).await;
     load.stop().await;
@@ -119,9 +108,8 @@ async fn a_running_replica_finds_rot_in_its_superblock_and_its_checkpoint_and_me
     })
     .await;
     // Looked at again and again, they are whole.
-    let scrubbed = cluster.counter(1, "wal_bytes_scrubbed").await;
-    eventually("further looks", async || scrubbed + 600_000 < cluster.counter(1, "wal_bytes_scrubbed").await)
-        .await;
+    let rounds = cluster.counter(1, "wal_scrub_rounds").await;
+    eventually("further looks", async || rounds + 1 < cluster.counter(1, "wal_scrub_rounds").await).await;
     assert_eq!(cluster.counter(1, "superblock_copies_damaged").await, 1);
     eventually("peers have sent all that was damaged", async || {
         cluster.counter(1, "chunks_damaged").await <= cluster.counter(1, "chunks_repaired").await
@@ -137,4 +125,20 @@ async fn a_running_replica_finds_rot_in_its_superblock_and_its_checkpoint_and_me
     .await;
     assert_eq!(cluster.counter(1, "chunks_fetched").await, 0);
     cluster.books().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_no_checkpoint_is_kept_no_round_of_scrubbing_is_counted() {
+    let setup = Setup { log_bytes: 16 << 20, scrub_bytes_per_second: HASTE, ..Setup::new(1) };
+    let cluster = Cluster::start(setup).await;
+    let started = cluster.counter(0, "wal_scrub_rounds").await;
+    eventually("two rounds through the log", async || {
+        started + 1 < cluster.counter(0, "wal_scrub_rounds").await
+    })
+    .await;
+    assert_eq!(cluster.counter(0, "vault_scrub_rounds").await, 0);
+    let load = Load::heavy(&cluster, 0);
+    eventually("a round through a checkpoint", async || 0 < cluster.counter(0, "vault_scrub_rounds").await)
+        .await;
+    load.stop().await;
 }
