@@ -285,11 +285,11 @@ impl Dispatcher {
 
     /// A "no" that came too soon by this primary's own clock says so in the log.
     fn doubt_too_soon(&self, effect: EffectId, stamp: Stamp, ended: Ended) -> Ended {
+        let blind = [Mutation::ProbeFirmByLogTime, Mutation::ProbeFirmAtOnce];
+        let blind = blind.into_iter().any(|mutation| self.mutations.breaks(mutation));
         match (ended, self.asking.get(&effect)) {
             (Ended::NotFound { mut evidence }, Some(asking))
-                if self.reign == Some(stamp)
-                    && asking.asked < asking.firm
-                    && !self.mutations.breaks(Mutation::ProbeFirmByLogTime) =>
+                if self.reign == Some(stamp) && asking.asked < asking.firm && !blind =>
             {
                 let wait = asking.firm.since(asking.asked);
                 evidence.0.insert_str(0, &format!("asked {wait:?} too soon for a firm no; "));
