@@ -369,40 +369,53 @@ fn rows(heads: &[&str], items: &[Value], cells: impl Fn(&Value) -> Vec<String>) 
 }
 
 fn show_cluster(cluster: &Value) -> String {
-    let heads = [
-        "replica",
-        "role",
-        "status",
-        "view",
-        "op",
-        "commit",
-        "applied",
-        "lag",
-        "checkpoint",
-        "data",
-        "write",
-    ];
+    let heads = ["replica", "role", "status", "view", "op", "commit", "applied", "lag", "checkpoint"];
     let replicas = rows(&heads, list(&cluster["replicas"]), |replica| {
         if let Some(why) = replica["unreachable"].as_str() {
             return vec![text(&replica["replica"]), "unreachable".into(), why.into()];
         }
         let field = |name: &str| text(&replica[name]);
         let view = format!("{}.{}", field("epoch"), field("view"));
-        let disk = &replica["disk"];
-        let bytes = ["wal_bytes", "checkpoints_bytes"].map(|part| disk[part].as_u64().unwrap_or(0));
         let quarantined = !replica["quarantine"].is_null();
         let status = if quarantined { "quarantined".to_owned() } else { field("status") };
         let mut cells = vec![field("replica"), field("role"), status, view];
         cells.extend(["op", "commit", "applied", "lag", "checkpoint"].map(field));
-        cells.push(format!("{} MiB", bytes.iter().sum::<u64>().div_ceil(1 << 20)));
-        cells.push(format!("{} ms", field("disk_age_ms")));
+        cells
+    });
+    let heads = [
+        "disk of",
+        "log",
+        "in use",
+        "checkpoints",
+        "in use",
+        "free",
+        "oldest write",
+        "log scrubbed",
+        "checkpoints",
+    ];
+    let reached = |replica: &&Value| replica["unreachable"].is_null();
+    let disks: Vec<Value> = list(&cluster["replicas"]).iter().filter(reached).cloned().collect();
+    let disks = rows(&heads, &disks, |replica| {
+        let disk = &replica["disk"];
+        let mib = |value: &Value| format!("{} MiB", value.as_u64().unwrap_or(0).div_ceil(1 << 20));
+        let scrubbed = |bytes: &str, rounds: &str| {
+            let scrub = &disk["scrub"];
+            format!("{}, round {}", mib(&scrub[bytes]), scrub[rounds].as_u64().unwrap_or(0) + 1)
+        };
+        let sizes =
+            ["wal_bytes", "wal_used_bytes", "checkpoints_bytes", "checkpoints_live_bytes", "available_bytes"];
+        let mut cells = vec![text(&replica["replica"])];
+        cells.extend(sizes.map(|size| mib(&disk[size])));
+        cells.push(format!("{} ms", disk["age_ms"]));
+        cells.push(scrubbed("wal_bytes", "wal_rounds"));
+        cells.push(scrubbed("checkpoints_bytes", "checkpoints_rounds"));
         cells
     });
     let primary = match &cluster["primary"] {
         Value::Null => "no primary".to_owned(),
         primary => format!("primary {primary}"),
     };
-    let mut shown = format!("cluster {}  {primary}\n\n{replicas}", text(&cluster["cluster"]));
+    let mut shown = format!("cluster {}  {primary}\n\n{replicas}\n{disks}", text(&cluster["cluster"]));
     for replica in list(&cluster["replicas"]) {
         for problem in problems(replica) {
             shown.push_str(&format!("\nreplica {}: {problem}", replica["replica"]));

@@ -405,6 +405,9 @@ async fn assert_lost(cluster: &mut Cluster, accounts: &mut Accounts, op: u64) {
         format!("no replica has it any more: nothing goes on until one of them has it again what=op {op}");
     let teller = teller.expect("somebody told");
     assert!(plain(&cluster.printed(teller)).contains(&words), "{}", cluster.printed(teller));
+    let shown = stdout(&chronon(&["status", "--api", cluster.api_of(teller)]));
+    let words = format!("replica {teller}: no replica has op {op} any more (asked: [0,1,2])");
+    assert!(shown.contains(&words) && shown.contains("log scrubbed"), "{shown}");
     for replica in 0..3 {
         let status = cluster.status(replica).await.unwrap_or_default();
         assert!(status["applied"].as_u64().unwrap_or(0) < op, "nothing is guessed: {status}");
