@@ -724,7 +724,16 @@ impl Run {
             }
         }
         self.heal(world);
-        Run::until_quiet(world, "when everything has healed")
+        match Run::until_quiet(world, "when everything has healed") {
+            // Both sides of a tie are quarantined, and the third replica, which was away meanwhile, needs a state that
+            // nobody else has: now a person starts those two again.
+            Err(violation) if violation.checker == Checker::Liveness && world.is_tied() => {
+                world.reach("TieStartedAgain");
+                world.start_quarantined_again();
+                Run::until_quiet(world, "when those in quarantine were started again")
+            }
+            ended => ended,
+        }
     }
 
     /// After damage that nobody promised to survive: all ends well, or somebody has said that it can't.

@@ -7,7 +7,7 @@ use chronon_vsr::{Applied, Checksum, Digest, Event, Message, Op, OpRef, Payload,
 
 use super::index;
 use crate::trace::Who;
-use crate::{Checker, Violation, World};
+use crate::{Checker, Fault, Violation, World};
 
 /// Whose machines have come to something else than the others'.
 #[derive(Debug, Default)]
@@ -28,6 +28,23 @@ impl World {
     /// Whether a replica has heard that its state is not the cluster's.
     pub fn is_quarantined(&self, replica: ReplicaId) -> bool {
         self.replica(replica).is_some_and(|replica| replica.quarantine().is_some())
+    }
+
+    fn quarantined(&self) -> Vec<ReplicaId> {
+        self.replicas().into_iter().filter(|replica| self.is_quarantined(*replica)).collect()
+    }
+
+    /// Whether so many are quarantined that no majority is left to say what is right.
+    pub(crate) fn is_tied(&self) -> bool {
+        self.replicas().len() <= 2 * self.quarantined().len()
+    }
+
+    /// Everybody in quarantine is started again, and executes again from its checkpoint.
+    pub(crate) fn start_quarantined_again(&mut self) {
+        for replica in self.quarantined() {
+            self.inflict(Fault::Kill(replica));
+            self.inflict(Fault::Start(replica));
+        }
     }
 
     /// Whether a replica's state differs from what the log comes to.

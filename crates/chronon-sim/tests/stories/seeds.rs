@@ -31,7 +31,7 @@ fn seeds_from_40_end_well() {
 fn seeds_that_found_a_bug_once_end_well() {
     let early = [27, 46, 88, 97, 138, 157, 246, 351, 371, 498, 598, 812];
     let late = [1_000_046, 2_000_214, 3_000_296, 6_000_427, 6_001_254];
-    let by_commits = [35_779_364_177, 287_302_125_787, 676_536_422_122];
+    let by_commits = [35_779_364_177, 287_302_125_787, 676_536_422_122, 882_525_850_747, 1_078_765_611_289];
     for seed in early.into_iter().chain(late).chain(by_commits) {
         run(seed..seed + 1);
     }
