@@ -129,7 +129,7 @@ async fn returns(cluster: &mut Cluster, replica: usize, so: impl AsyncFn(&Cluste
     }
 }
 
-/// Plays the cases one after another on one cluster, each on the next replica.
+/// Plays the cases one after another on one cluster, each on every replica.
 async fn play(name: &str, cases: Vec<Case>) {
     let mut cluster = Cluster::with_log(name, 3, 16);
     (0..3).for_each(|replica| cluster.start(replica));
@@ -140,8 +140,8 @@ async fn play(name: &str, cases: Vec<Case>) {
             accounts.open(64).await;
         }
     }
-    for (number, Case { name, damage, end }) in cases.into_iter().enumerate() {
-        let victim = number % 3;
+    let cases = cases.iter().flat_map(|case| (0..3).map(move |victim| (victim, case)));
+    for (victim, Case { name, damage, end }) in cases {
         let data = cluster.data(victim);
         let kept = data.with_file_name("kept");
         let (before, within) = (data.with_file_name("before"), data.with_file_name("within"));
@@ -174,7 +174,7 @@ async fn play(name: &str, cases: Vec<Case>) {
         .await;
         let printed = cluster.printed(victim).split_off(silent);
         let last = printed.lines().last().unwrap_or_default();
-        let right = match (end, ended) {
+        let right = match (*end, ended) {
             (Heals | HealsOrRefuses(_), None) => true,
             (Refuses(words) | HealsOrRefuses(words), Some(code)) => code == 1 && last.contains(words),
             (Heals, Some(_)) | (Refuses(_), None) => false,
@@ -278,6 +278,17 @@ async fn a_damaged_checkpoint_heals_and_an_older_directory_is_refused_by_the_pee
         case("a byte of every block of its checkpoints", Heals, |data| {
             for pack in packs(data) {
                 change(pack, |bytes| (200..bytes.len()).step_by(BLOCK).for_each(|at| bytes[at] ^= 0x20));
+            }
+        }),
+        case("a byte here and there of its checkpoints", Heals, |data| {
+            for pack in packs(data) {
+                change(pack, |bytes| {
+                    let places = [3, 20, 70, bytes.len() / 3, bytes.len() / 2, bytes.len().saturating_sub(5)];
+                    places
+                        .into_iter()
+                        .filter_map(|at| bytes.get_mut(at).map(|byte| *byte ^= 0x20))
+                        .for_each(drop);
+                });
             }
         }),
         case("its checkpoints cut in half", Heals, |data| {
