@@ -26,9 +26,9 @@ impl Slip {
         self.0.load(Ordering::Relaxed) != 0
     }
 
-    /// An engine that slips, by so many nanoseconds of log time.
+    /// An engine that slips, by so many nanoseconds of log time that it takes an op for earlier than it is.
     pub(crate) fn engine(&self, inner: Box<dyn Engine>, by: u64) -> Box<dyn Engine> {
-        Box::new(Slipping { inner, slip: self.clone(), by })
+        Box::new(Slipping { inner, slip: self.clone(), by, before: None })
     }
 }
 
@@ -37,6 +37,8 @@ struct Slipping {
     inner: Box<dyn Engine>,
     slip: Slip,
     by: u64,
+    /// When the op before was, if this engine has executed it.
+    before: Option<Timestamp>,
 }
 
 impl Slipping {
@@ -57,6 +59,7 @@ impl Slipping {
 impl Engine for Slipping {
     fn commit(&mut self, op: CommittedOp<'_>) -> Applied {
         let from = self.slip.0.load(Ordering::Relaxed);
+        let before = self.before.replace(op.timestamp);
         let has_command = || {
             let requests = Batch::split(op.body).map(|batch| batch.requests).unwrap_or_default();
             requests.iter().any(|request| matches!(request, Request::Command { .. }))
@@ -64,7 +67,11 @@ impl Engine for Slipping {
         if from == 0 || op.op.value() < from || !has_command() {
             return self.inner.commit(op);
         }
-        let timestamp = Timestamp::from_nanos(op.timestamp.nanos() + self.by);
+        // Too early, never too late: time may stand still while clocks disagree, and it must not go back for the next op.
+        let timestamp = Timestamp::from_nanos(op.timestamp.nanos().saturating_sub(self.by));
+        if before.is_none_or(|before| timestamp <= before) {
+            return self.inner.commit(op);
+        }
         let wrong = CommittedOp { timestamp, ..op };
         let tells_time = |result: &RequestResult| matches!(result, RequestResult::Replied { at, .. } if at.op == op.op.value());
         // A repeat, or what is refused, would tell nobody of the time: tried on a copy first.
