@@ -673,7 +673,7 @@ impl Run {
     /// may be; and two replicas can't tell whose fault it is.
     fn draw_slip(seed: u64, menu: &Menu, replicas: usize) -> Option<(ReplicaId, Op)> {
         let mut prng = Prng::new(seed ^ 0x511b_0000_d1ff_0000);
-        let may = 3 <= replicas && !menu.rot && !menu.lost && prng.chance(1, 3);
+        let may = 3 <= replicas && !menu.rot && !menu.lost && prng.chance(1, 30);
         let replica = ReplicaId::new(prng.below(replicas as u64) as u8);
         may.then(|| (replica, Op::new(prng.between(20, 160))))
     }

@@ -544,9 +544,10 @@ impl Replica {
     /// Storage read and verified a chunk for a peer, or has it not.
     pub(super) fn on_chunk_read(&mut self, to: ReplicaId, id: Checksum, bytes: Option<Vec<u8>>) {
         if self.checkpoints.reading.remove(&(to, id)) {
+            // It may have been found out while the chunk was read.
             let payload = match bytes {
-                Some(bytes) => Payload::Chunk { id, bytes },
-                None => Payload::MissingChunk { id },
+                Some(bytes) if !self.is_quarantined() => Payload::Chunk { id, bytes },
+                Some(_) | None => Payload::MissingChunk { id },
             };
             self.send_outside(to, payload);
         }
