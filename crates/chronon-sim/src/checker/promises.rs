@@ -36,6 +36,8 @@ struct Told {
     decided: Stamp,
     /// What its superblock holds for certain.
     kept: Kept,
+    /// The superblock that does so, if it was written in this life.
+    kept_by: Option<WriteNumber>,
     /// The log that it had adopted when it was opened: of that view it is no primary any more.
     opened: Stamp,
     /// Superblocks asked for in this life and not yet reported.
@@ -77,6 +79,7 @@ impl Default for Told {
         Told {
             decided: FIRST,
             kept: Kept { stamp: FIRST, log_stamp: FIRST },
+            kept_by: None,
             opened: FIRST,
             asked: BTreeMap::new(),
             appended: BTreeMap::new(),
@@ -174,6 +177,7 @@ impl Promises {
         }
         told.decided = state.stamp;
         told.kept = Kept::of(state);
+        told.kept_by = None;
         told.opened = told.kept.log_stamp;
         told.asked.clear();
         told.appended.clear();
@@ -211,15 +215,20 @@ impl Promises {
                 let later = told.asked.split_off(&through.next());
                 if let Some(kept) = std::mem::replace(&mut told.asked, later).into_values().next_back() {
                     told.kept = kept;
+                    told.kept_by = Some(through);
                 }
             }
         }
     }
 
-    /// A replica's Front has heard that a superblock is durable, and said what follows from it. Whoever adopted its own
+    /// A replica's Front has heard that this superblock is durable, and said what follows from it. Whoever adopted its own
     /// view's log durably says so at once, however far its execution lags (§6.5).
-    pub(crate) fn on_superblock_heard(&self, id: ReplicaId) -> Result<(), Violation> {
+    pub(crate) fn on_superblock_heard(&self, id: ReplicaId, heard: WriteNumber) -> Result<(), Violation> {
         let Some(told) = self.told.get(&id) else { return Ok(()) };
+        // A Front that was held up has the news of a later one still before it.
+        if Some(heard) < told.kept_by {
+            return Ok(());
+        }
         let Kept { stamp, log_stamp } = told.kept;
         let adopted = stamp == log_stamp && told.opened < stamp;
         let leads = adopted && self.primary(stamp) == id && told.decided == stamp;

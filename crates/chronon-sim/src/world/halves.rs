@@ -84,11 +84,12 @@ impl World {
             return self.object(Violation::new(Checker::Liveness, what));
         }
         process.fetching = process.front.replica().is_fetching_state();
-        let superblock = matches!(input, FrontInput::Durable(Durable::Superblock(_)));
+        let superblock =
+            if let FrontInput::Durable(Durable::Superblock(number)) = input { Some(number) } else { None };
         process.front.handle(now, input);
         self.drain_front(at);
-        if superblock {
-            let verdict = self.promises.on_superblock_heard(self.machines[at].id);
+        if let Some(heard) = superblock {
+            let verdict = self.promises.on_superblock_heard(self.machines[at].id, heard);
             self.judge(verdict);
         }
     }

@@ -1,6 +1,6 @@
 //! Logs that end: checkpoints take their place, and whoever was away comes back through them.
 
-use chronon_kernel::{Answer, RequestResult};
+use chronon_kernel::{Answer, Engine, RequestResult};
 use chronon_sim::{ALL, Cluster, Fate, Harm, R0, Region, SinkBehaviour, World};
 use chronon_vsr::{Command, Duration, Event, ReplicaId};
 
@@ -21,7 +21,14 @@ fn left_behind(mut c: Cluster) -> (Cluster, ReplicaId) {
     c.submit(10).settle();
     let laggard = c.backups()[0];
     c.isolate(&[laggard]);
-    c.submit(60).run(millis(500));
+    // A log that was full in between lets the last outcomes wait for seconds.
+    c.submit(60).until("nothing is open", |world| {
+        let others = world.replicas().into_iter().filter(|id| *id != laggard);
+        others.filter_map(|id| world.engine(id)).map(Engine::status).all(|status| {
+            status.scheduled + status.ready + status.started + status.waiting + status.callbacks == 0
+        })
+    });
+    c.run(millis(500));
     let own = c.world().status(laggard).expect("it runs").head;
     for other in c.world().replicas() {
         assert!(other == laggard || own < c.log_start(other), "the others still have what it lacks");
