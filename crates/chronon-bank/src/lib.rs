@@ -388,8 +388,8 @@ mod tests {
             let body = Batch::join(&[request.encode()]);
             let timestamp = Timestamp::from_nanos(self.op);
             let born = Stamp::first(Epoch::new(0));
-            let op = CommittedOp { op: Op::new(self.op), born, timestamp, body: &body };
-            self.kernel.commit(op).results.remove(0)
+            let op = CommittedOp { op: Op::new(self.op), born, timestamp, body: &body, skips: &[] };
+            self.kernel.commit(op).expect("a bank does not halt").results.remove(0)
         }
 
         /// The reply as JSON, and how many effects there were. Each key is another request.

@@ -56,7 +56,8 @@ impl Primary {
     fn commit(&mut self, request: Request) {
         let body = Batch::join(&[request.encode()]);
         let op = self.engine.applied().next();
-        self.engine.commit(CommittedOp { op, born: STAMP, timestamp: self.now.wall, body: &body });
+        let op = CommittedOp { op, born: STAMP, timestamp: self.now.wall, body: &body, skips: &[] };
+        self.engine.commit(op).expect("a bank does not halt");
     }
 
     /// Tells the dispatcher something, and has everything ordered that it proposes. The attempt that it starts, if any.

@@ -3,9 +3,11 @@
 use chronon_vsr::{Digest, Mutations, Op, Stamp, Timestamp};
 
 use crate::view::{
-    ActView, Asked, EffectFilter, EffectView, EngineStatus, KeyView, Order, Reported, SinkView,
+    ActView, Asked, EffectFilter, EffectView, EngineStatus, KeyView, Order, Reported, SinkView, SkipView,
 };
-use crate::{Attempt, EffectId, Frozen, Limits, Lineage, RequestResult, RestoreError, SinkName};
+use crate::{
+    Attempt, CommittedSkip, EffectId, Frozen, Halted, Limits, Lineage, RequestResult, RestoreError, SinkName,
+};
 
 /// A committed op as the kernel executes it.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +20,8 @@ pub struct CommittedOp<'a> {
     pub timestamp: Timestamp,
     /// A [`crate::Batch`]. Bytes that are none are executed as an empty batch, and counted.
     pub body: &'a [u8],
+    /// Calls of the machine that are not made. Each is one at which executing this op, with those before it, halted.
+    pub skips: &'a [CommittedSkip],
 }
 
 /// What executing an op did.
@@ -58,8 +62,8 @@ pub enum QueryError {
 
 /// A kernel around some machine.
 pub trait Engine: Send + Sync + core::fmt::Debug {
-    /// Executes the next op.
-    fn commit(&mut self, op: CommittedOp<'_>) -> Applied;
+    /// Executes the next op; or nothing of it, if a call that is not to be skipped panics in a machine that halts then.
+    fn commit(&mut self, op: CommittedOp<'_>) -> Result<Applied, Halted>;
 
     /// Answers a query from the state as it is.
     fn query(&self, query: &[u8]) -> Result<Vec<u8>, QueryError>;
@@ -93,6 +97,9 @@ pub trait Engine: Send + Sync + core::fmt::Debug {
 
     /// Desk acts after the first `after` ever recorded, oldest first, at most `limit`, each with its number.
     fn acts(&self, after: u64, limit: usize) -> Vec<(u64, ActView)>;
+
+    /// The newest calls of the machine that were skipped, oldest first.
+    fn skips(&self) -> Vec<SkipView>;
 
     /// Counts.
     fn status(&self) -> EngineStatus;

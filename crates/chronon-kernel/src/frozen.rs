@@ -6,7 +6,8 @@ use core::ops::ControlFlow;
 use chronon_vsr::{Digest, Mutation, Op, Stamp, Timestamp};
 
 use crate::chunk::{ChunkReader, ChunkWriter, Groups, Put, RestoreError};
-use crate::kernel::{Counters, Kernel};
+use crate::halt::Skips;
+use crate::kernel::{Counters, Kernel, Passage};
 use crate::keys::{self, Keys};
 use crate::outbox::{Outbox, OutboxWritten, Place};
 use crate::sessions::Sessions;
@@ -55,6 +56,7 @@ struct Written<M: StateMachine> {
     keys: Groups<keys::Name>,
     timers: Groups<TimerKey>,
     machine: M::Written,
+    skips: Groups<u64>,
 }
 
 /// The first table of a checkpoint: everything that is in no table.
@@ -101,6 +103,7 @@ impl<M: StateMachine> FrozenKernel<M> {
         let sessions = before.map(|(kernel, written)| (&kernel.sessions, &written.sessions));
         let keys = before.map(|(kernel, written)| (&kernel.keys, &written.keys));
         let timers = before.map(|(kernel, written)| (&kernel.timers, &written.timers));
+        let skips = before.map(|(kernel, written)| (&kernel.skips, &written.skips));
         let machine = before.map(|(kernel, written)| (&kernel.machine, &written.machine));
         let written = Written {
             outbox: kernel.outbox.write(outbox, &mut chunks)?,
@@ -108,6 +111,7 @@ impl<M: StateMachine> FrozenKernel<M> {
             keys: kernel.keys.write(keys, &mut chunks)?,
             timers: kernel.timers.write(timers, &mut chunks)?,
             machine: kernel.machine.write(machine, &mut chunks)?,
+            skips: kernel.skips.write(skips, &mut chunks)?,
         };
         chunks.finish()?;
         ControlFlow::Continue(written)
@@ -201,6 +205,7 @@ impl<M: StateMachine> Kernel<M> {
         }
         let timers = Timers::read(&mut chunks)?;
         let machine = M::read(&mut chunks)?;
+        let skips = Skips::read(&mut chunks)?;
         chunks.finish()?;
         Ok(Kernel {
             machine,
@@ -208,6 +213,8 @@ impl<M: StateMachine> Kernel<M> {
             timers,
             sessions,
             keys,
+            skips,
+            passage: Passage::default(),
             reports: crate::reports::Reports::default(),
             limits: options.limits,
             mutations: options.mutations,

@@ -10,6 +10,7 @@ use crate::chunk::RestoreError;
 use crate::context::Wishes;
 use crate::effect::Effect;
 use crate::frozen::{Frozen, FrozenKernel};
+use crate::halt::{Called, Skips};
 use crate::keys::Keys;
 use crate::outbox::{Callback, Outbox, Outcome};
 use crate::reports::Reports;
@@ -17,12 +18,12 @@ use crate::sessions::{Known, Sessions};
 use crate::state::Fold;
 use crate::timers::Timers;
 use crate::view::{
-    ActView, Asked, EffectFilter, EffectView, EngineStatus, KeyView, Order, Reported, SinkView,
+    ActView, Asked, EffectFilter, EffectView, EngineStatus, KeyView, Order, Reported, SinkView, SkipView,
 };
 use crate::{
-    AbortReason, Applied, Attempt, Batch, Busy, CommittedOp, Context, EffectId, Emitted, Engine,
-    EngineOptions, Limits, Origin, QueryContext, QueryError, Refusal, Request, RequestId, RequestResult,
-    Settled, SinkName, StateMachine, quiet,
+    AbortReason, Applied, Attempt, Batch, Busy, CommittedOp, CommittedSkip, Context, EffectId, Emitted,
+    Engine, EngineOptions, Halted, Limits, OnPanic, Origin, QueryContext, QueryError, Refusal, Request,
+    RequestId, RequestResult, Settled, SinkName, StateMachine, quiet,
 };
 
 /// A kernel around a machine. See [`Engine`].
@@ -32,6 +33,7 @@ pub struct Kernel<M: StateMachine> {
     pub(crate) timers: Timers,
     pub(crate) sessions: Sessions,
     pub(crate) keys: Keys,
+    pub(crate) skips: Skips,
     pub(crate) reports: Reports,
     pub(crate) limits: Limits,
     pub(crate) mutations: Mutations,
@@ -43,6 +45,7 @@ pub struct Kernel<M: StateMachine> {
     pub(crate) emitted: u32,
     /// Calls of the machine by the op that is executed.
     pub(crate) calls: u32,
+    pub(crate) passage: Passage,
     /// What a callback emitted found no room while so many effects were open: it is tried again once there are fewer, or
     /// by the next op.
     pub(crate) blocked: Option<usize>,
@@ -55,6 +58,14 @@ pub(crate) struct Counters {
     pub(crate) aborted: u64,
     pub(crate) unreadable_ops: u64,
     pub(crate) callbacks_aborted: u64,
+}
+
+/// How the op that is executed gets on. Empty between ops.
+#[derive(Debug, Default)]
+pub(crate) struct Passage {
+    skips: Vec<CommittedSkip>,
+    /// The first call that panicked and is not skipped, in a machine that halts then.
+    halted: Option<Halted>,
 }
 
 /// A call of the machine that went well, and the state from before it.
@@ -77,6 +88,8 @@ impl<M: StateMachine> Kernel<M> {
             timers: Timers::default(),
             sessions: Sessions::default(),
             keys: Keys::default(),
+            skips: Skips::default(),
+            passage: Passage::default(),
             reports: Reports::default(),
             limits,
             mutations,
@@ -99,7 +112,8 @@ impl<M: StateMachine> Kernel<M> {
     /// comes of it. The machine's state changes, so this kernel can't go on with a log. For measuring `apply`, its copy
     /// for the rollback included.
     pub fn rehearse(&mut self, command: M::Command) -> Result<M::Reply, AbortReason> {
-        self.call(|machine, context| Ok(machine.apply(context, command))).map(|call| call.result)
+        let called = Called::Command { request: 0, body: &[] };
+        self.call(&called, |machine, context| Ok(machine.apply(context, command))).map(|call| call.result)
     }
 
     fn now(&self) -> Timestamp {
@@ -108,13 +122,17 @@ impl<M: StateMachine> Kernel<M> {
 
     // ---- calling the machine ---------------------------------------------------------------------------------------
 
-    /// Runs the machine. If it panics or asks for what it may not have, its state is put back.
+    /// Runs the machine, unless that is skipped. If it panics or asks for what it may not have, its state is put back.
     fn call<R>(
         &mut self,
+        called: &Called<'_>,
         run: impl FnOnce(&mut M, &mut Context<'_, M>) -> Result<R, AbortReason>,
     ) -> Result<Call<M, R>, AbortReason> {
-        let before = self.machine.clone();
         self.calls += 1;
+        if let Some(why) = self.skip(called) {
+            return Err(why);
+        }
+        let before = self.machine.clone();
         let mut seed = Fold::from_value(self.digest.0);
         seed.word(self.now().nanos());
         seed.word(u64::from(self.calls));
@@ -124,7 +142,14 @@ impl<M: StateMachine> Kernel<M> {
                 Context::new(&mut wishes, &self.outbox, &self.limits, self.emitted, seed.value());
             run(&mut self.machine, &mut context)
         });
-        let result = result.unwrap_or_else(|message| Err(AbortReason::Panicked { message }));
+        let result = result.unwrap_or_else(|message| {
+            if M::ON_PANIC == OnPanic::Halt && self.passage.halted.is_none() {
+                let (op, message) = (self.outbox.place().op, message.clone());
+                let (culprit, fingerprint) = (called.culprit(), called.fingerprint());
+                self.passage.halted = Some(Halted { op, culprit, fingerprint, message });
+            }
+            Err(AbortReason::Panicked { message })
+        });
         let failure = wishes.failure.take();
         match (result, failure) {
             (Ok(result), None) => Ok(Call { result, wishes, before }),
@@ -133,6 +158,16 @@ impl<M: StateMachine> Kernel<M> {
                 Err(why)
             }
         }
+    }
+
+    /// If a person has this call skipped: the reason that stands in its place.
+    fn skip(&mut self, called: &Called<'_>) -> Option<AbortReason> {
+        let by = self.passage.skips.iter().find(|by| by.skip.culprit == called.culprit())?;
+        let SkipView { by, reason, .. } =
+            self.skips.record(by, self.outbox.place().now, self.limits.acts_max);
+        self.fold.bytes(by.as_bytes());
+        self.fold.bytes(reason.as_bytes());
+        Some(AbortReason::Skipped { by: by.clone(), reason: reason.clone() })
     }
 
     /// Carries out what the machine asked for. There is room.
@@ -184,6 +219,10 @@ impl<M: StateMachine> Kernel<M> {
                 Ok(()) => RequestResult::Done,
                 Err(refusal) => RequestResult::Refused(refusal),
             },
+            Request::Skip(skip) => match self.skips.answer(at, &skip) {
+                Ok(()) => RequestResult::Done,
+                Err(refusal) => RequestResult::Refused(refusal),
+            },
         }
     }
 
@@ -230,7 +269,8 @@ impl<M: StateMachine> Kernel<M> {
 
     fn execute(&mut self, at: RequestId, body: &[u8]) -> Result<RequestResult, Busy> {
         let reply_max = self.limits.reply_bytes_max;
-        let call = self.call(|machine, context| {
+        let called = Called::Command { request: at.request, body };
+        let call = self.call(&called, |machine, context| {
             let command = decode::<M::Command>(body).ok_or(AbortReason::Undecodable)?;
             let reply = encode(&machine.apply(context, command))?;
             if (reply_max as usize) < reply.len() {
@@ -270,34 +310,35 @@ impl<M: StateMachine> Kernel<M> {
         while 0 < *budget && self.blocked.is_none_or(|open| self.outbox.len() < open) {
             let Some((sequence, callback)) = self.outbox.next_callback() else { return };
             *budget -= 1;
-            match self.run_callback(callback) {
+            match self.run_callback(&callback) {
                 Ok(()) => self.outbox.remove_callback(sequence),
                 Err(NoRoom) => self.blocked = Some(self.outbox.len()),
             }
         }
     }
 
-    fn run_callback(&mut self, callback: Callback) -> Result<(), NoRoom> {
+    fn run_callback(&mut self, callback: &Callback) -> Result<(), NoRoom> {
         match callback {
             Callback::Settled { effect, outcome } => {
-                self.call_back(|machine, context| {
-                    let emitted = emitted(&effect)?;
-                    machine.settled(context, emitted, settled(outcome)?);
+                self.call_back(callback, |machine, context| {
+                    let emitted = emitted(effect)?;
+                    machine.settled(context, emitted, settled(outcome.clone())?);
                     Ok(())
                 })?;
             }
             Callback::Timer(key) => {
-                self.call_back(|machine, context| {
-                    machine.timer(context, key);
+                self.call_back(callback, |machine, context| {
+                    machine.timer(context, key.clone());
                     Ok(())
                 })?;
             }
             Callback::Parked { effect: id, parking, why } => {
-                let Some(effect) = self.outbox.parked_now(id, parking) else { return Ok(()) };
-                let answer =
-                    self.call_back(|machine, context| Ok(machine.parked(context, &emitted(&effect)?, why)))?;
+                let Some(effect) = self.outbox.parked_now(*id, *parking) else { return Ok(()) };
+                let answer = self.call_back(callback, |machine, context| {
+                    Ok(machine.parked(context, &emitted(&effect)?, *why))
+                })?;
                 if let Some(answer) = answer {
-                    self.outbox.on_parked(id, parking, answer);
+                    self.outbox.on_parked(*id, *parking, answer);
                 }
             }
         }
@@ -307,9 +348,10 @@ impl<M: StateMachine> Kernel<M> {
     /// Runs the machine. What fails has no effect and is counted: the outcome stands, there is nobody to refuse it to.
     fn call_back<R>(
         &mut self,
+        callback: &Callback,
         run: impl FnOnce(&mut M, &mut Context<'_, M>) -> Result<R, AbortReason>,
     ) -> Result<Option<R>, NoRoom> {
-        let Ok(call) = self.call(run) else {
+        let Ok(call) = self.call(&Called::Back(callback), run) else {
             self.counters.callbacks_aborted += 1;
             return Ok(None);
         };
@@ -340,6 +382,29 @@ impl<M: StateMachine> Kernel<M> {
         self.outbox.run_due(left.max(self.limits.due_per_op / 2));
     }
 
+    /// The same kernel, without the reports.
+    fn copy(&self) -> Kernel<M> {
+        Kernel {
+            machine: self.machine.clone(),
+            outbox: self.outbox.clone(),
+            timers: self.timers.clone(),
+            sessions: self.sessions.clone(),
+            keys: self.keys.clone(),
+            skips: self.skips.clone(),
+            passage: Passage::default(),
+            reports: Reports::default(),
+            ..*self
+        }
+    }
+
+    /// Puts everything back as it was before an op.
+    fn take_back(&mut self, before: Kernel<M>, reports: u64) {
+        let kept = core::mem::take(&mut self.reports);
+        *self = before;
+        self.reports = kept;
+        self.reports.take_back_to(reports);
+    }
+
     fn close_digest(&mut self, op: Op, results: &[RequestResult]) {
         let mut fold = core::mem::replace(&mut self.fold, Fold::EMPTY);
         fold.word(self.digest.0);
@@ -357,8 +422,10 @@ impl<M: StateMachine> Kernel<M> {
 struct NoRoom;
 
 impl<M: StateMachine> Engine for Kernel<M> {
-    fn commit(&mut self, op: CommittedOp<'_>) -> Applied {
+    fn commit(&mut self, op: CommittedOp<'_>) -> Result<Applied, Halted> {
         assert!(op.op == self.applied.next(), "ops are executed in order, each once");
+        let before = (M::ON_PANIC == OnPanic::Halt).then(|| (self.copy(), self.reports.count()));
+        self.passage.skips = op.skips.to_vec();
         let reign = self.outbox.place().reign;
         self.outbox.enter(op.op, op.timestamp, op.born);
         if reign != 0 && reign != self.outbox.place().reign && self.mutations.breaks(Mutation::ForgetSessions)
@@ -389,9 +456,14 @@ impl<M: StateMachine> Engine for Kernel<M> {
         // Releasing may park what is past its limit; the machine's answer may open it again.
         self.run_callbacks(budget);
         self.outbox.release();
+        let Passage { halted, .. } = core::mem::take(&mut self.passage);
+        if let (Some(halted), Some((before, reports))) = (halted, before) {
+            self.take_back(before, reports);
+            return Err(halted);
+        }
         self.close_digest(op.op, &results);
         self.applied = op.op;
-        Applied { op: op.op, results, digest: self.digest }
+        Ok(Applied { op: op.op, results, digest: self.digest })
     }
 
     fn query(&self, query: &[u8]) -> Result<Vec<u8>, QueryError> {
@@ -450,6 +522,10 @@ impl<M: StateMachine> Engine for Kernel<M> {
         self.outbox.act_views(after, limit)
     }
 
+    fn skips(&self) -> Vec<SkipView> {
+        self.skips.views()
+    }
+
     fn status(&self) -> EngineStatus {
         EngineStatus {
             callbacks_aborted: self.counters.callbacks_aborted,
@@ -495,15 +571,7 @@ impl<M: StateMachine> Engine for Kernel<M> {
     }
 
     fn freeze(&self) -> Box<dyn Frozen> {
-        Box::new(FrozenKernel::new(Kernel {
-            machine: self.machine.clone(),
-            outbox: self.outbox.clone(),
-            timers: self.timers.clone(),
-            sessions: self.sessions.clone(),
-            keys: self.keys.clone(),
-            reports: Reports::default(),
-            ..*self
-        }))
+        Box::new(FrozenKernel::new(self.copy()))
     }
 
     fn restore(&self, chunks: &mut dyn Iterator<Item = Vec<u8>>) -> Result<Box<dyn Engine>, RestoreError> {
@@ -523,6 +591,7 @@ impl<M: StateMachine> fmt::Debug for Kernel<M> {
             .field("timers", &self.timers)
             .field("sessions", &self.sessions)
             .field("keys", &self.keys)
+            .field("skips", &self.skips)
             .field("blocked", &self.blocked)
             .field("counters", &self.counters)
             .finish_non_exhaustive()

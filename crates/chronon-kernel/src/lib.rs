@@ -20,6 +20,7 @@ mod effect;
 mod engine;
 mod frame;
 mod frozen;
+mod halt;
 mod ids;
 mod kernel;
 mod keys;
@@ -46,10 +47,13 @@ pub use edge::{CodecError, Edge, edge};
 pub use engine::{Applied, CommittedOp, Engine, EngineOptions, QueryError, engine};
 pub use frame::{FRAME_HEADER_SIZE, FrameError, frame_size};
 pub use frozen::Frozen;
+pub use halt::{CommittedSkip, Culprit, Halted, Skip};
 pub use ids::{AttemptNumber, EffectId, EffectKey, Fence, Lineage, RequestId, RequestNumber, SessionId};
 pub use kernel::Kernel;
 pub use limits::Limits;
-pub use machine::{Emit, Emitted, OnParked, Parked, QueryContext, Refused, Settled, StateMachine, TimerKey};
+pub use machine::{
+    Emit, Emitted, OnPanic, OnParked, Parked, QueryContext, Refused, Settled, StateMachine, TimerKey,
+};
 pub use protocol::{
     Answer, CLIENT_PROTOCOL_VERSION, COMMAND_SIZE_MAX, ClientFrame, Consistency, FRAME_SIZE_MAX, NotExecuted,
     ServerFrame, Submission,
@@ -63,5 +67,5 @@ pub use state::{Fold, State, StateField};
 pub use table::{Cell, Key, Set, Table, Value};
 pub use view::{
     ActView, Asked, AttemptView, ClaimState, ClaimView, EffectFilter, EffectState, EffectView, EngineStatus,
-    KeyView, Order, OutcomeView, Reported, SinkView, UnknownEffectState, rfc3339,
+    KeyView, Order, OutcomeView, Reported, SinkView, SkipView, UnknownEffectState, rfc3339,
 };

@@ -48,7 +48,7 @@ pub struct Limits {
     pub history_bytes_max: usize,
     /// Attempts that are remembered of one effect: the first one and the newest ones.
     pub attempts_kept: usize,
-    /// Desk acts that are remembered, over all effects.
+    /// Desk acts that are remembered, over all effects; and skips.
     pub acts_max: usize,
     /// How far two clocks may be apart: what the margins of windows and `settle` allow for, the gate's age included.
     pub clock_bound: Duration,

@@ -29,6 +29,10 @@ pub trait StateMachine: State + Sized + Send + 'static {
     /// every replica's processor, and in every release.
     const FLOATS_ALLOWED: bool = false;
 
+    /// What becomes of a command, an outcome, a parking or a timer that panics. It decides what the log means, as the
+    /// machine's code does: whoever changes it changes [`StateMachine::VERSION`] too.
+    const ON_PANIC: OnPanic = OnPanic::Abort;
+
     /// The state before the first command.
     fn genesis() -> Self;
 
@@ -37,7 +41,7 @@ pub trait StateMachine: State + Sized + Send + 'static {
         Ok(())
     }
 
-    /// Applies a command in place. A panic aborts the command and puts the state back.
+    /// Applies a command in place. A panic puts the state back; what then is [`StateMachine::ON_PANIC`]'s to say.
     fn apply(&mut self, cx: &mut Context<'_, Self>, command: Self::Command) -> Self::Reply;
 
     /// Answers a query from the state.
@@ -67,6 +71,15 @@ pub trait StateMachine: State + Sized + Send + 'static {
 
     /// Changes the state from an older version's.
     fn upgrade(&mut self, _from: u32) {}
+}
+
+/// What becomes of a call of the machine that panics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnPanic {
+    /// It changes nothing, and the log goes on: the command is aborted, the outcome, parking or timer is not heard.
+    Abort,
+    /// Execution halts before its op on every replica, until a person has the call skipped ([`crate::Halted`]).
+    Halt,
 }
 
 /// A command that its machine will not have ordered.

@@ -24,6 +24,19 @@ impl Reports {
         }
     }
 
+    /// How many there ever were.
+    pub(crate) fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Those after the first `count` were not executed after all.
+    pub(crate) fn take_back_to(&mut self, count: u64) {
+        let left =
+            self.newest.len().saturating_sub(usize::try_from(self.count - count).unwrap_or(usize::MAX));
+        self.newest.truncate(left);
+        self.count = count;
+    }
+
     /// Those after the first `after`, and how many there ever were. None if they are not all remembered, and also if
     /// there never were so many: who asks has seen those of another engine.
     pub(crate) fn after(&self, after: u64) -> (u64, Option<Vec<Reported>>) {

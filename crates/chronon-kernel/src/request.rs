@@ -5,7 +5,7 @@ use core::time::Duration;
 use chronon_vsr::{Epoch, Stamp, View};
 use serde::{Deserialize, Serialize};
 
-use crate::{AttemptNumber, EffectId, RequestId, RequestNumber, SessionId, SinkName, SinkSpec};
+use crate::{AttemptNumber, EffectId, RequestId, RequestNumber, SessionId, SinkName, SinkSpec, Skip};
 
 /// One request of a batch. Everything that ever changes replicated state is one of these.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +52,8 @@ pub enum Request {
         /// Who says so.
         by: String,
     },
+    /// A call of the machine that panics is not made: see [`crate::Halted`].
+    Skip(Skip),
 }
 
 /// Who asks.
@@ -260,6 +262,14 @@ pub enum AbortReason {
         /// The bound.
         limit: u32,
     },
+    /// Execution had halted before it, and a person had it passed over.
+    #[error("skipped by {by}: {reason}")]
+    Skipped {
+        /// Who.
+        by: String,
+        /// Why.
+        reason: String,
+    },
 }
 
 /// Why a request was not executed, as the log decides it.
@@ -307,6 +317,18 @@ pub enum Refusal {
         /// What would be needed.
         why: String,
     },
+    /// Execution did not halt at this call, so nothing was skipped.
+    #[error("execution did not halt there: op {op} is executed in full")]
+    NotHalted {
+        /// The op that was named.
+        op: u64,
+    },
+    /// An earlier skip had the call passed over.
+    #[error("op {by_op} skipped it already")]
+    AlreadySkipped {
+        /// The op of that skip.
+        by_op: u64,
+    },
 }
 
 /// What is full.
@@ -337,6 +359,9 @@ pub enum Busy {
     /// The primary's disk: the next checkpoint may find no room.
     #[error("the disk is full")]
     DiskFull,
+    /// Nothing: execution has halted, and a person must have the call skipped that panics.
+    #[error("execution has halted before a call that panics")]
+    Halted,
 }
 
 /// An op's body: requests in order.

@@ -11,10 +11,10 @@ use crate::frozen::Head;
 use crate::keys::Entry;
 use crate::outbox::{Callback, Lane, Outcome, Past, Sink};
 use crate::sessions::Session;
-use crate::view::{ActView, AttemptView};
+use crate::view::{ActView, AttemptView, SkipView};
 use crate::{
-    AttemptKind, AttemptNumber, Contract, EffectId, EffectKey, Fence, Parked, RequestResult, SessionId,
-    SinkName, SinkSpec, TimerKey,
+    AttemptKind, AttemptNumber, Contract, Culprit, EffectId, EffectKey, Fence, Parked, RequestId,
+    RequestResult, SessionId, SinkName, SinkSpec, TimerKey,
 };
 
 /// What is kept in a checkpoint as bytes of its own.
@@ -70,9 +70,11 @@ stored_by_serde!(
     AttemptKind,
     AttemptNumber,
     Contract,
+    Culprit,
     EffectId,
     EffectKey,
     Parked,
+    RequestId,
     RequestResult,
     SessionId,
     SinkName,
@@ -95,6 +97,7 @@ stored_by_field! {
     Claim { attempt, stamp, logged }
     AttemptView { number, kind, fence, logged, ended, decisive, evidence }
     ActView { effect, op, at, by, act, reason, result }
+    SkipView { op, culprit, skipped_by, at, by, reason }
     Past { effect, outcome, settled, op, sequence }
 }
 

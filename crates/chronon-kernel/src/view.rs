@@ -8,8 +8,8 @@ use chronon_vsr::{Duration, Stamp, Timestamp};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::{
-    AttemptKind, AttemptNumber, Contract, EffectId, EffectKey, Fence, OutcomeReport, Parked, RequestResult,
-    SinkName, SinkSpec,
+    AttemptKind, AttemptNumber, Contract, Culprit, EffectId, EffectKey, Fence, OutcomeReport, Parked,
+    RequestId, RequestResult, SinkName, SinkSpec,
 };
 
 /// Where an effect stands.
@@ -196,6 +196,25 @@ pub struct ActView {
     pub reason: String,
     /// `done`, or the refusal's words.
     pub result: String,
+}
+
+/// A call of the machine that was passed over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SkipView {
+    /// The op that would have made it.
+    pub op: u64,
+    /// The call.
+    #[serde(rename = "call", serialize_with = "as_text")]
+    pub culprit: Culprit,
+    /// The request that skipped it.
+    pub skipped_by: RequestId,
+    /// Log time of the op that would have made it.
+    #[serde(serialize_with = "as_time")]
+    pub at: Timestamp,
+    /// Who.
+    pub by: String,
+    /// Why, in the person's words.
+    pub reason: String,
 }
 
 /// Everything known of a sink.

@@ -5,12 +5,12 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use chronon_kernel::{
-    Answer, Batch, Busy, Consistency, NotExecuted, Origin, Refusal, Request, RequestResult,
+    Answer, Batch, Busy, Consistency, Halted, NotExecuted, Origin, Refusal, Request, RequestResult,
 };
 use chronon_vsr::{
     Applied, BODY_SIZE_MAX, Checkpoint, Checksum, Durable, Entry, Event, Input, Instant, Message, Mutation,
-    NotProposed, NotReadable, Now, Op, OpRef, Options, Output, Quarantine, ReadNumber, Recipients, Recovered,
-    Replica, ReplicaId, Role, Room, RoundConfirmed, Stamp, Status, Write,
+    NotProposed, NotReadable, Now, Op, OpRef, Options, Output, Purpose, Quarantine, ReadNumber, Recipients,
+    Recovered, Replica, ReplicaId, Role, Room, RoundConfirmed, Stamp, Status, Write,
 };
 
 use crate::{ToBack, ToFront, VaultReport, VaultTask};
@@ -138,6 +138,9 @@ pub struct FrontStatus {
 /// When to come again after Busy.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
+/// When to come again while execution has halted: a person is waited for.
+const RETRY_AFTER_HALTED: Duration = Duration::from_secs(1);
+
 /// How long a request that was prepared by a primary that leads no more still waits to see its op committed. After
 /// that the caller hears Indeterminate, early enough to ask the new primary under the same number.
 const ORPHAN_PATIENCE: Duration = Duration::from_millis(250);
@@ -171,6 +174,7 @@ pub struct Front {
     installing: Option<Op>,
     /// The newest op handed to Back.
     handed: Op,
+    halt: Option<Halt>,
     /// Whoever still waits for an answer. A token that is not here has had its answer.
     waiting: BTreeMap<Token, Waiting>,
     deadlines: BTreeSet<(Instant, Token)>,
@@ -180,6 +184,14 @@ pub struct Front {
     quarantined: bool,
     outputs: VecDeque<FrontOutput>,
     now: Now,
+}
+
+/// Back executes nothing more until the log holds a skip.
+#[derive(Debug)]
+struct Halt {
+    halted: Halted,
+    /// The committed log was searched up to here.
+    searched: Op,
 }
 
 /// What Back is to do next, in the log's order.
@@ -260,6 +272,7 @@ impl Front {
             commits: VecDeque::new(),
             installing: None,
             handed: Op::ROOT,
+            halt: None,
             waiting: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             reads: Reads::default(),
@@ -287,6 +300,7 @@ impl Front {
                 self.on_query(token, query, consistency, deadline);
             }
             FrontInput::Back(ToFront::Executed { applied, results }) => self.on_executed(applied, results),
+            FrontInput::Back(ToFront::Halted(halted)) => self.on_halted(halted),
             FrontInput::Back(ToFront::Installed { applied }) => self.on_installed(applied),
             FrontInput::Vault(report) => self.on_vault(report),
             FrontInput::Back(ToFront::Queried { token, .. }) if self.answers_nothing() => {
@@ -320,6 +334,7 @@ impl Front {
             self.ask_for_reads();
             match self.replica.poll_output() {
                 Output::Wait(deadline) => {
+                    self.search_for_a_skip();
                     self.hand_over();
                     if self.outputs.is_empty() {
                         return FrontOutput::Wait(self.next_deadline(deadline));
@@ -343,6 +358,11 @@ impl Front {
             room: self.room,
             quarantine: self.replica.quarantine(),
         }
+    }
+
+    /// Where execution has halted, while no skip that leads past it is known committed here.
+    pub fn halted(&self) -> Option<&Halted> {
+        self.halt.as_ref().map(|halt| &halt.halted)
     }
 
     /// The replica, to look at.
@@ -369,8 +389,12 @@ impl Front {
         if !matches!(self.role, Role::Primary { .. }) || self.answers_nothing() {
             return self.not_executed(token, self.no_primary());
         }
-        if self.room == Room::Short {
-            return self.not_executed(token, busy(Busy::DiskFull));
+        let refusal = match &self.halt {
+            Some(halt) => halt.refusal(&request),
+            None => (self.room == Room::Short).then(|| busy(Busy::DiskFull)),
+        };
+        if let Some(refusal) = refusal {
+            return self.not_executed(token, refusal);
         }
         let full = self.limits.queue_requests_max <= self.queue.len()
             || self.limits.queue_bytes_max < self.queue_bytes + request.len()
@@ -396,6 +420,10 @@ impl Front {
     fn on_propose(&mut self, request: Vec<u8>) {
         // A peer's bytes may come here: what fits no batch must not stand at the head of the queue for ever.
         if REQUEST_SIZE_MAX < request.len() {
+            return;
+        }
+        // It would take the room that a skip may need, again and again.
+        if self.halt.is_some() {
             return;
         }
         match self.role {
@@ -424,14 +452,17 @@ impl Front {
     /// Puts what waits into ops, as many as the pipeline takes. At low load a request is an op of its own, at once;
     /// while the pipeline is busy the queue fills, and the next op takes all of it.
     fn propose_batches(&mut self) {
+        // While execution has halted only skips are in the queue.
+        let purpose = if self.halt.is_some() { Purpose::Relief } else { Purpose::Service };
         while !self.queue.is_empty() && matches!(self.role, Role::Primary { .. }) {
-            if self.limits.behind_ops_max <= self.replica.committed_out().since(self.applied) {
+            let behind = self.replica.committed_out().since(self.applied);
+            if purpose == Purpose::Service && self.limits.behind_ops_max <= behind {
                 return;
             }
-            match self.replica.can_propose(0) {
+            match self.replica.can_propose(0, purpose) {
                 Ok(()) => {}
                 Err(NotProposed::PipelineFull | NotProposed::Behind | NotProposed::Slowed) => return,
-                Err(refusal) => return self.refuse_queue(refusal),
+                Err(refusal) => return self.refuse_queue(&self.why_not(refusal)),
             }
             let mut slots = Vec::new();
             let mut requests = Vec::new();
@@ -455,7 +486,7 @@ impl Front {
             if requests.is_empty() {
                 continue;
             }
-            match self.replica.propose(self.now, Batch::join(&requests).into()) {
+            match self.replica.propose(self.now, Batch::join(&requests).into(), purpose) {
                 Ok(proposed) => {
                     let proposal = Proposal { checksum: proposed.entry.checksum, slots };
                     self.proposals.entry(proposed.entry.op).or_default().push(proposal);
@@ -470,12 +501,11 @@ impl Front {
         }
     }
 
-    fn refuse_queue(&mut self, refusal: NotProposed) {
+    fn refuse_queue(&mut self, why: &NotExecuted) {
         self.queue_bytes = 0;
         for queued in core::mem::take(&mut self.queue) {
             if let Some(token) = queued.token {
-                let answer = self.why_not(refusal);
-                self.not_executed(token, answer);
+                self.not_executed(token, why.clone());
             }
         }
     }
@@ -540,14 +570,48 @@ impl Front {
             };
             self.outputs.push_back(FrontOutput::Back(work));
         }
+        let halted = self.halt.is_some();
         while let Some(held) = self.reads.held.first_entry()
-            && *held.key() <= self.handed
+            && (halted || *held.key() <= self.handed)
         {
             let (at_least, queries) = held.remove_entry();
             for PendingQuery { token, query } in queries {
-                if self.waiting.contains_key(&token) {
+                if halted && self.applied < at_least {
+                    // Nobody knows how long it would wait; the state from before would be stale.
+                    self.not_executed(token, busy(Busy::Halted));
+                } else if self.waiting.contains_key(&token) {
                     self.outputs.push_back(FrontOutput::Back(ToBack::Query { token, at_least, query }));
                 }
+            }
+        }
+    }
+
+    // Halting
+
+    /// Back has halted. What waits to be ordered would wait for a person, so its callers hear that it is not executed.
+    fn on_halted(&mut self, halted: Halted) {
+        // Back had not heard yet of the checkpoint that carries it past this op.
+        if self.installing.is_some_and(|op| halted.op <= op) {
+            return;
+        }
+        assert!(self.applied.next() == halted.op);
+        self.halt = Some(Halt { searched: halted.op, halted });
+        self.search_for_a_skip();
+        if self.halt.is_some() {
+            self.refuse_queue(&busy(Busy::Halted));
+        }
+    }
+
+    /// Looks behind the op at which Back has halted, through what is committed and here, as far as that goes today. In
+    /// log order: the first skip counts, on every replica. The live log is in memory, and bounds this.
+    fn search_for_a_skip(&mut self) {
+        while let Some(halt) = &mut self.halt
+            && let Some(entry) = self.replica.committed_entry(halt.searched.next())
+        {
+            halt.searched = entry.op();
+            if let Some(skip) = halt.halted.skip_in(entry.op(), entry.body()) {
+                self.halt = None;
+                self.outputs.push_back(FrontOutput::Back(ToBack::Skip(skip)));
             }
         }
     }
@@ -584,7 +648,7 @@ impl Front {
             return;
         }
         self.outputs.push_back(FrontOutput::GateClosed);
-        self.refuse_queue(NotProposed::NotPrimary { primary: None });
+        self.refuse_queue(&NotExecuted::NoPrimary { primary: None });
         for (token, stage) in
             self.waiting.iter().map(|(token, waiting)| (*token, waiting.stage)).collect::<Vec<_>>()
         {
@@ -610,6 +674,7 @@ impl Front {
         for slot in slots {
             self.answer(slot.token, Answer::Indeterminate);
         }
+        self.halt.take_if(|halt| halt.halted.op <= op);
         self.installing = Some(op);
         self.handed = self.handed.max(op);
         self.outputs.push_back(FrontOutput::Back(ToBack::Install(checkpoint)));
@@ -622,6 +687,11 @@ impl Front {
         }
         self.installing = None;
         self.applied = applied.op;
+        // What Back had been handed and did not execute, because it had halted.
+        let above = self.executing.split_off(&applied.op.next());
+        for slot in core::mem::replace(&mut self.executing, above).into_values().flatten() {
+            self.answer(slot.token, Answer::Indeterminate);
+        }
         self.replica.handle(self.now, Input::Applied(applied));
     }
 
@@ -739,12 +809,7 @@ impl Front {
         let leads = matches!(role, Role::Primary { .. });
         if led && !leads {
             self.outputs.push_back(FrontOutput::GateClosed);
-            self.refuse_queue(NotProposed::NotPrimary {
-                primary: match role {
-                    Role::Backup { primary, .. } => Some(primary),
-                    Role::Primary { .. } | Role::Changing { .. } => None,
-                },
-            });
+            self.refuse_queue(&self.no_primary());
             self.orphan_proposals();
         }
     }
@@ -826,8 +891,24 @@ const BATCH_OVERHEAD: usize = 5;
 /// The largest request: alone in its batch it fits an op.
 const REQUEST_SIZE_MAX: usize = BODY_SIZE_MAX - Batch::joined_size(0) - BATCH_OVERHEAD;
 
+impl Halt {
+    /// Why this is not ordered while execution has halted; nothing, if it is what leads past that.
+    fn refusal(&self, request: &[u8]) -> Option<NotExecuted> {
+        let Halted { op, culprit, .. } = &self.halted;
+        match Request::decode(request) {
+            Some(Request::Skip(skip)) if self.halted.is_passed_by(&skip) => None,
+            Some(Request::Skip(_)) => Some(NotExecuted::Refused {
+                code: "halted_elsewhere".into(),
+                message: alloc::format!("execution has halted at op {op}, {culprit}"),
+            }),
+            Some(_) | None => Some(busy(Busy::Halted)),
+        }
+    }
+}
+
 fn busy(busy: Busy) -> NotExecuted {
-    NotExecuted::Busy { busy, retry_after: RETRY_AFTER }
+    let retry_after = if busy == Busy::Halted { RETRY_AFTER_HALTED } else { RETRY_AFTER };
+    NotExecuted::Busy { busy, retry_after }
 }
 
 fn serving(role: Role) -> Option<Stamp> {

@@ -27,7 +27,7 @@ pub use gate::Gate;
 pub use vault::{VaultReport, VaultTask};
 
 use alloc::vec::Vec;
-use chronon_kernel::{QueryError, RequestResult};
+use chronon_kernel::{CommittedSkip, Halted, QueryError, RequestResult};
 use chronon_vsr::{Applied, Checkpoint, Entry, Op, OpRef, Stamp};
 
 /// What Front hands to Back. Bounded: the driver lets Front work only while there is room.
@@ -48,6 +48,8 @@ pub enum ToBack {
         /// The encoded query.
         query: Vec<u8>,
     },
+    /// A committed skip leads past the call at which Back has halted.
+    Skip(CommittedSkip),
     /// This replica serves as the primary of this stamp (its first commit point is applied), or does not.
     Serving(Option<Stamp>),
 }
@@ -62,6 +64,8 @@ pub enum ToFront {
         /// One result a request.
         results: Vec<RequestResult>,
     },
+    /// An op was not executed, nor is anything behind it: a call of the machine in it panics.
+    Halted(Halted),
     /// The state of a checkpoint has taken the place of the old one.
     Installed {
         /// Its op, and the digest after it.

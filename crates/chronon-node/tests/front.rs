@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use chronon_kernel::{
-    Answer, Batch, Busy, Consistency, NotExecuted, Origin, Request, RequestId, RequestNumber, RequestResult,
-    SessionId,
+    Answer, Batch, Busy, Consistency, Culprit, Halted, NotExecuted, Origin, Request, RequestId,
+    RequestNumber, RequestResult, SessionId, Skip,
 };
 use chronon_node::{
     Front, FrontInput, FrontLimits, FrontOutput, ToBack, ToFront, Token, VaultReport, VaultTask,
@@ -25,11 +25,15 @@ struct Bench {
     answers: Vec<(Token, Answer)>,
     ops: Vec<Entry>,
     disk: Vec<Durable>,
+    /// What it was handed since it halted.
+    halted: VecDeque<Entry>,
     /// What was asked of the vault.
     vault: Vec<VaultTask>,
     /// States that Back was told to freeze, and checkpoints that it was told to go on from.
     frozen: Vec<OpRef>,
     installs: Vec<Checkpoint>,
+    /// Back halts there, until it is told of a skip.
+    halts: Option<Halted>,
     disk_works: bool,
     back_works: bool,
 }
@@ -75,12 +79,14 @@ impl Bench {
             front: Front::open(options, limits, recovered, now),
             now,
             back: VecDeque::new(),
+            halted: VecDeque::new(),
             answers: vec![],
             ops: vec![],
             disk: vec![],
             vault: vec![],
             frozen: vec![],
             installs: vec![],
+            halts: None,
             disk_works: true,
             back_works: true,
         };
@@ -141,6 +147,20 @@ impl Bench {
 
     fn execute(&mut self, work: ToBack) {
         match work {
+            ToBack::Commit(entry) if self.halts.as_ref().is_some_and(|halted| halted.op <= entry.op()) => {
+                self.halted.push_back(entry);
+                if self.halted.len() == 1
+                    && let Some(halted) = self.halts.clone()
+                {
+                    self.input(FrontInput::Back(ToFront::Halted(halted)));
+                }
+            }
+            ToBack::Skip(skip) => {
+                assert!(self.halts.take().is_some_and(|halted| halted.is_passed_by(&skip.skip)));
+                for entry in std::mem::take(&mut self.halted) {
+                    self.execute(ToBack::Commit(entry));
+                }
+            }
             ToBack::Commit(entry) => {
                 let batch = Batch::split(entry.body()).expect("Front makes batches");
                 let applied = Applied { op: entry.op(), digest: Digest(entry.op().value()) };
@@ -406,4 +426,142 @@ fn a_start_from_a_checkpoint_hands_nothing_over_before_its_state_is_there() {
     bench.run();
     assert_eq!(bench.ops.iter().map(Entry::op).collect::<Vec<_>>(), [Op::new(10)]);
     assert_eq!(bench.answers.len(), 2);
+}
+
+fn halted_at(op: u64) -> Halted {
+    Halted { op: Op::new(op), culprit: Culprit::Request(0), fingerprint: [1; 32], message: "no".into() }
+}
+
+fn skip(halted: &Halted) -> Skip {
+    halted.skip("ada".into(), "a bug".into())
+}
+
+fn busy_halted(answer: Option<&Answer>) -> bool {
+    matches!(answer, Some(Answer::NotExecuted(NotExecuted::Busy { busy: Busy::Halted, .. })))
+}
+
+// Scenario 39.
+#[test]
+fn while_execution_has_halted_only_what_leads_past_it_is_ordered() {
+    let mut bench = Bench::new(1, FrontLimits::default());
+    bench.submit(1, command(100));
+    bench.run();
+    let halted = halted_at(2);
+    bench.halts = Some(halted.clone());
+    bench.submit(2, command(100));
+    bench.run();
+    assert_eq!(bench.front.halted(), Some(&halted));
+    assert_eq!(bench.answer(2), None, "it is in the log, and nobody knows what becomes of it");
+    let head = bench.front.replica().head();
+
+    bench.submit(3, command(100));
+    bench.input(FrontInput::Back(ToFront::Propose(Request::Tick.encode())));
+    let other = Skip { op: 1, ..skip(&halted) };
+    bench.submit(4, Request::Skip(other).encode());
+    bench.run();
+    assert!(busy_halted(bench.answer(3)));
+    let Some(Answer::NotExecuted(NotExecuted::Refused { code, message })) = bench.answer(4) else {
+        panic!("{:?}", bench.answer(4))
+    };
+    assert_eq!(
+        (code.as_str(), message.as_str()),
+        ("halted_elsewhere", "execution has halted at op 2, request 0")
+    );
+    assert_eq!(bench.front.replica().head(), head);
+
+    bench.submit(5, Request::Skip(skip(&halted)).encode());
+    bench.run();
+    assert_eq!(bench.front.halted(), None);
+    assert_eq!(bench.front.replica().head(), head.next());
+    for token in [2, 5] {
+        assert_eq!(bench.answer(token), Some(&Answer::Decided(RequestResult::Done)));
+    }
+    bench.submit(6, command(100));
+    bench.run();
+    assert_eq!(bench.answer(6), Some(&Answer::Decided(RequestResult::Done)));
+}
+
+// Scenario 39.
+#[test]
+fn while_execution_has_halted_a_read_that_needs_more_is_refused_and_others_are_answered() {
+    let mut bench = Bench::new(1, FrontLimits::default());
+    bench.submit(1, command(100));
+    bench.run();
+    bench.halts = Some(halted_at(2));
+    bench.submit(2, command(100));
+    bench.run();
+    let deadline = bench.now.monotonic + Duration::from_secs(5);
+    let asked = [
+        (3, Consistency::Linearizable),
+        (4, Consistency::AtLeast(2)),
+        (5, Consistency::AtLeast(1)),
+        (6, Consistency::Local),
+    ];
+    for (token, consistency) in asked {
+        let query = vec![token as u8];
+        bench.input(FrontInput::Query { token: Token(token), query, consistency, deadline });
+    }
+    bench.run();
+    for token in [3, 4] {
+        assert!(busy_halted(bench.answer(token)), "{token}: {:?}", bench.answer(token));
+    }
+    for token in [5, 6] {
+        let answer = vec![token as u8];
+        assert_eq!(bench.answer(token), Some(&Answer::Answered { op: 1, answer }));
+    }
+}
+
+#[test]
+fn what_waits_to_be_ordered_when_execution_halts_hears_that_it_is_not_executed() {
+    let mut bench = Bench::new(1, FrontLimits::default());
+    bench.halts = Some(halted_at(1));
+    bench.back_works = false;
+    bench.submit(0, command(100));
+    bench.run();
+    // Now the pipeline fills, and the rest wait to be ordered.
+    bench.disk_works = false;
+    for token in 1..20 {
+        bench.submit(token, command(100));
+        bench.run();
+    }
+    bench.back_works = true;
+    bench.run();
+    let refused = (0..20).filter(|token| busy_halted(bench.answer(*token))).count();
+    assert!((1..20).contains(&refused), "{refused}");
+    assert_eq!(bench.answers.len(), refused, "of the others nobody knows yet");
+    bench.submit(100, Request::Skip(skip(&halted_at(1))).encode());
+    bench.disk_works = true;
+    bench.run();
+    assert_eq!(
+        bench.answers.iter().filter(|(_, answer)| matches!(answer, Answer::Decided(_))).count(),
+        21 - refused
+    );
+}
+
+/// A skip that is in the log already is found whenever Back comes to halt: a replay waits for nobody.
+#[test]
+fn a_skip_that_is_committed_before_back_halts_is_found_at_once() {
+    let mut bench = Bench::new(1, FrontLimits::default());
+    bench.back_works = false;
+    bench.submit(1, command(100));
+    bench.run();
+    bench.submit(2, Request::Skip(Skip { fingerprint: [9; 32], ..skip(&halted_at(1)) }).encode());
+    bench.run();
+    bench.submit(3, Request::Skip(skip(&halted_at(1))).encode());
+    bench.run();
+    bench.halts = Some(halted_at(1));
+    bench.back_works = true;
+    bench.run();
+    assert_eq!(bench.front.halted(), None);
+    assert_eq!(bench.ops.len(), 3);
+}
+
+/// Back halted before it heard of the checkpoint that carries it past the op.
+#[test]
+fn a_halt_that_a_checkpoint_overtakes_is_none() {
+    let checkpoint = checkpoint_at(9);
+    let mut bench = Bench::from(1, FrontLimits::default(), Some(checkpoint), Ring::DEFAULT);
+    bench.input(FrontInput::Back(ToFront::Halted(halted_at(7))));
+    bench.run();
+    assert_eq!(bench.front.halted(), None);
 }

@@ -73,8 +73,6 @@ impl BackThread {
                         let begun = Clock.monotonic();
                         self.back.handle(Clock.now(), BackInput::Front(ToBack::Commit(entry)));
                         self.counters.apply.record(Clock.monotonic().since(begun));
-                        self.frozen.set(self.back.engine().frozen_sinks());
-                        self.note_replay();
                     }
                     BackMessage::Front(to_back) => {
                         self.back.handle(Clock.now(), BackInput::Front(to_back));
@@ -86,11 +84,9 @@ impl BackThread {
                     BackMessage::Look(look) => self.reads.look(self.back.engine(), look),
                     BackMessage::Installed { checkpoint, engine } => {
                         self.back.install(Clock.now(), &checkpoint, engine);
-                        self.frozen.set(self.back.engine().frozen_sinks());
                         if self.replays_to.is_some() {
                             self.counters.start_restored_ms.set(self.since_start());
                         }
-                        self.note_replay();
                     }
                 }
                 // After each: a caller waits for its answer, not for the ops behind its own.
@@ -101,7 +97,9 @@ impl BackThread {
         }
     }
 
-    fn note_replay(&mut self) {
+    /// The engine is another than it was.
+    fn note_progress(&mut self) {
+        self.frozen.set(self.back.engine().frozen_sinks());
         let applied = self.back.engine().applied();
         if self.replays_to.take_if(|op| *op <= applied).is_some() {
             self.counters.start_replayed_ms.set(self.since_start());
@@ -117,15 +115,21 @@ impl BackThread {
     fn carry_out(&mut self) -> Option<Instant> {
         loop {
             match self.back.poll_output() {
-                // Front never waits for this thread, so waiting for Front ends.
-                BackOutput::Front(message) => self.to_front.blocking_send(message).ok()?,
+                BackOutput::Front(message) => {
+                    // Before anybody hears of it, and before anything is started.
+                    if let ToFront::Executed { .. } | ToFront::Installed { .. } = message {
+                        self.note_progress();
+                    }
+                    // Front never waits for this thread, so waiting for Front ends.
+                    self.to_front.blocking_send(message).ok()?;
+                }
                 BackOutput::Start(attempt) => (self.start)(attempt),
                 BackOutput::Query { token, query } => self.reads.query(self.back.engine(), token, query),
                 BackOutput::Freeze(entry) => {
                     let begun = Clock.monotonic();
                     let frozen = self.back.engine().freeze();
                     self.counters.freeze.record(Clock.monotonic().since(begun));
-                    // The op that was executed last is the checkpoint's.
+                    // The op that was handed over last is the checkpoint's, or lies behind it if execution had halted.
                     let end = self.turn.progress();
                     self.vault.push(VaultMessage::Freeze { entry, end, frozen });
                 }

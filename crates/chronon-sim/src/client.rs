@@ -3,7 +3,7 @@
 use core::fmt;
 use std::collections::BTreeSet;
 
-use chronon_kernel::{Consistency, Origin, SessionId, SinkName, SinkSpec};
+use chronon_kernel::{Consistency, Origin, SessionId, SinkName, SinkSpec, Skip};
 use chronon_node::Token;
 use chronon_vsr::{Duration, Instant, Op, ReplicaId};
 
@@ -68,6 +68,8 @@ pub enum CallKind {
     Register,
     /// Set a sink.
     SinkSet(SinkName, Box<SinkSpec>),
+    /// Have a call of the machine skipped at which execution has halted.
+    Skip(Box<Skip>),
     /// Order a command.
     Command {
         /// Under which name.

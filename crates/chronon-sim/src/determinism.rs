@@ -7,7 +7,7 @@
 use std::fmt;
 use std::time::Instant;
 
-use chronon_kernel::{Applied, CommittedOp, EngineOptions, Request, RequestResult};
+use chronon_kernel::{Applied, CommittedOp, EngineOptions, Halted, Request, RequestResult};
 use chronon_vsr::{Digest, Duration, Entry, Op};
 
 use crate::{Config, Workload, World};
@@ -107,13 +107,20 @@ fn replay(
             let mut engine = workload.engine(log.options);
             log.ops.iter().try_for_each(|recorded| {
                 let header = recorded.entry.header();
-                let applied = engine.commit(CommittedOp {
+                let op = CommittedOp {
                     op: header.op,
                     born: header.born,
                     timestamp: header.timestamp,
                     body: recorded.entry.body(),
-                });
-                recorded.compare(applied, &*workload, hint)
+                    skips: &[],
+                };
+                match engine.commit(op) {
+                    Ok(applied) => recorded.compare(applied, &*workload, hint),
+                    Err(Halted { op, culprit, message, .. }) => {
+                        let did = format!("was executed and, run again, halted: {message}");
+                        Err(Difference { op, asked: culprit.to_string(), did, hint })
+                    }
+                }
             })
         });
         replay.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))

@@ -8,7 +8,7 @@
 //! c.assert_committed(ALL, 2).assert_event(R1, |e| matches!(e, Event::EntryRepaired { .. }));
 //! ```
 
-use chronon_kernel::{Consistency, Contract, Origin};
+use chronon_kernel::{Consistency, Contract, Origin, Skip};
 use chronon_storage::File;
 use chronon_vsr::{Duration, Event, Op, ReplicaId, Ring};
 
@@ -138,6 +138,14 @@ impl Cluster {
         let (workload, prng) = self.world().workload();
         let query = workload.query(prng);
         self.call(CallKind::Query { consistency: Consistency::Linearizable, query });
+        self
+    }
+
+    /// A skip, without waiting, from a client that has nothing else to do.
+    pub fn skip(&mut self, skip: Skip) -> &mut Cluster {
+        let clients = &self.world().clients[1..];
+        let idle = clients.iter().find(|client| client.is_done()).expect("a client has nothing to do").number;
+        self.world().ask(idle, CallKind::Skip(Box::new(skip)));
         self
     }
 

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use chronon_kernel::{
     ActView, Applied, Asked, Attempt, Batch, CommittedOp, EffectFilter, EffectId, EffectView, Engine,
-    EngineStatus, Frozen, KeyView, Order, Put, QueryError, Reported, Request, RequestResult, RestoreError,
-    SinkName, SinkView,
+    EngineStatus, Frozen, Halted, KeyView, Order, Put, QueryError, Reported, Request, RequestResult,
+    RestoreError, SinkName, SinkView, SkipView,
 };
 use chronon_vsr::{Op, Stamp, Timestamp};
 
@@ -57,7 +57,7 @@ impl Slipping {
 }
 
 impl Engine for Slipping {
-    fn commit(&mut self, op: CommittedOp<'_>) -> Applied {
+    fn commit(&mut self, op: CommittedOp<'_>) -> Result<Applied, Halted> {
         let from = self.slip.0.load(Ordering::Relaxed);
         let before = self.before.replace(op.timestamp);
         let has_command = || {
@@ -75,7 +75,7 @@ impl Engine for Slipping {
         let wrong = CommittedOp { timestamp, ..op };
         let tells_time = |result: &RequestResult| matches!(result, RequestResult::Replied { at, .. } if at.op == op.op.value());
         // A repeat, or what is refused, would tell nobody of the time: tried on a copy first.
-        if !self.copy().commit(wrong).results.iter().any(tells_time) {
+        if !self.copy().commit(wrong).is_ok_and(|applied| applied.results.iter().any(tells_time)) {
             return self.inner.commit(op);
         }
         self.slip.0.store(0, Ordering::Relaxed);
@@ -124,6 +124,10 @@ impl Engine for Slipping {
 
     fn key_result(&self, principal: &str, key: &str) -> Option<KeyView> {
         self.inner.key_result(principal, key)
+    }
+
+    fn skips(&self) -> Vec<SkipView> {
+        self.inner.skips()
     }
 
     fn acts(&self, after: u64, limit: usize) -> Vec<(u64, ActView)> {

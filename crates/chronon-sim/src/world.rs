@@ -15,7 +15,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 
-use chronon_kernel::{Attempt, Ended, Lineage, Origin, SinkName};
+use chronon_kernel::{Attempt, Ended, Halted, Lineage, Origin, SinkName};
 use chronon_node::{FrontInput, FrontOutput, FrontStatus};
 use chronon_vsr::{ClusterId, DiskId, Duration, Instant, Prng, ReplicaId, Role};
 
@@ -289,6 +289,11 @@ impl World {
     /// A replica's engine; none while its process does not run.
     pub fn engine(&self, replica: ReplicaId) -> Option<&dyn chronon_kernel::Engine> {
         self.machines[index(replica)].process.as_ref().map(|process| process.back.engine())
+    }
+
+    /// Where a replica's execution has halted, if it waits for a skip.
+    pub fn halted(&self, replica: ReplicaId) -> Option<&Halted> {
+        self.machines[index(replica)].process.as_ref().and_then(|process| process.front.halted())
     }
 
     /// Whether a replica's process exists and is not paused.

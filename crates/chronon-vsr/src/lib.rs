@@ -44,7 +44,7 @@ pub use mutation::{Mutation, Mutations};
 pub use prng::Prng;
 pub use quorum::Quorums;
 pub use replica::{
-    Applied, Digest, Input, Intake, Loss, Lost, NotProposed, NotReadable, Options, Output, Proposed,
+    Applied, Digest, Input, Intake, Loss, Lost, NotProposed, NotReadable, Options, Output, Proposed, Purpose,
     Quarantine, ReadNumber, Recipients, Replica, Role, Room, RoundConfirmed, Standing, Status, Timing,
 };
 pub use ring::{Ring, charge};

@@ -301,6 +301,16 @@ pub struct Proposed {
     pub born: Stamp,
 }
 
+/// What a body is prepared for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// What is asked for day by day.
+    Service,
+    /// Nothing is executed any more until it is committed: it takes the room that is kept free for it, and waits for no
+    /// execution.
+    Relief,
+}
+
 /// Why a body was not prepared: it is in no Prepare and will never be applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotProposed {
@@ -484,8 +494,8 @@ impl Replica {
     }
 
     /// Prepares a body as the next op, if this is a normal primary with room.
-    pub fn propose(&mut self, now: Now, body: Arc<[u8]>) -> Result<Proposed, NotProposed> {
-        self.can_propose(body.len())?;
+    pub fn propose(&mut self, now: Now, body: Arc<[u8]>, purpose: Purpose) -> Result<Proposed, NotProposed> {
+        self.can_propose(body.len(), purpose)?;
         self.wake(now);
         let proposed = self.prepare(body);
         self.settle();
@@ -493,7 +503,7 @@ impl Replica {
     }
 
     /// Whether [`Replica::propose`] would accept a body of this size now.
-    pub fn can_propose(&self, body_size: usize) -> Result<(), NotProposed> {
+    pub fn can_propose(&self, body_size: usize, purpose: Purpose) -> Result<(), NotProposed> {
         let Part::Leading(leading) = &self.part else {
             return Err(NotProposed::NotPrimary { primary: self.primary() });
         };
@@ -506,22 +516,32 @@ impl Replica {
             return Err(NotProposed::TooLarge);
         }
         // What the ack rule (§8) would forbid us to vote for is not even prepared.
-        if self.ack_limit() < self.log.end_offset().saturating_add(charge(size)) {
+        let kept_free = match purpose {
+            Purpose::Service => ring.relief(),
+            Purpose::Relief => 0,
+        };
+        if self.ack_limit() < self.log.end_offset().saturating_add(charge(size) + kept_free) {
             return Err(NotProposed::LogFull);
         }
         if crate::PIPELINE_MAX <= self.log.head().op.since(self.log.committed().op) {
             return Err(NotProposed::PipelineFull);
         }
-        if leading.pauses.holds(self.now.monotonic) {
-            return Err(NotProposed::Slowed);
-        }
         let unflushed_max = 2 * crate::PIPELINE_MAX * ring.charge_max;
-        if unflushed_max < self.wal.writing_bytes
-            || INTAKE_LAG_MAX < self.log.committed().op.since(self.applied.op)
-        {
+        if unflushed_max < self.wal.writing_bytes {
             return Err(NotProposed::Behind);
         }
-        Ok(())
+        match purpose {
+            Purpose::Service if leading.pauses.holds(self.now.monotonic) => Err(NotProposed::Slowed),
+            Purpose::Service if INTAKE_LAG_MAX < self.log.committed().op.since(self.applied.op) => {
+                Err(NotProposed::Behind)
+            }
+            Purpose::Service | Purpose::Relief => Ok(()),
+        }
+    }
+
+    /// The entry of this op, if it is known to be committed and is here.
+    pub fn committed_entry(&self, op: Op) -> Option<&Entry> {
+        if op <= self.log.executable() { self.log.entry(op) } else { None }
     }
 
     /// Starts a linearizable read on any replica. Answered by [`Output::ReadIndex`] or [`Output::ReadLost`].

@@ -40,6 +40,13 @@ impl Ring {
         offset / self.checkpoint_interval < end / self.checkpoint_interval
     }
 
+    /// Ring bytes that only what brings a halted execution on again may take. No more than a checkpoint leaves: the op
+    /// that a checkpoint is due after can always be prepared, and that ends at most C + b behind the checkpoint before.
+    pub const fn relief(&self) -> u64 {
+        let left = self.slack.saturating_sub(self.charge_max);
+        if left < self.charge_max { left } else { self.charge_max }
+    }
+
     /// The ring a data directory gets unless told otherwise: 512 MiB.
     pub const DEFAULT: Ring = match Ring::new(512 * 1024 * 1024, BODY_SIZE_MAX as u32) {
         Some(ring) => ring,

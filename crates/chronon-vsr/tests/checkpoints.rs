@@ -5,7 +5,7 @@ mod world;
 
 #[cfg(feature = "mutations")]
 use chronon_vsr::Mutation;
-use chronon_vsr::{Duration, Event, Mutations, NotProposed, Op};
+use chronon_vsr::{Duration, Event, Mutations, NotProposed, Op, Purpose};
 use world::{Cluster, Faults};
 
 fn ms(count: u64) -> Duration {
@@ -309,7 +309,7 @@ fn a_cluster_that_can_write_no_checkpoint_refuses_and_goes_on_later() {
         c.propose_anywhere();
         c.run(ms(5));
     }
-    assert_eq!(c.replica(primary).can_propose(8), Err(NotProposed::LogFull));
+    assert_eq!(c.replica(primary).can_propose(8, Purpose::Service), Err(NotProposed::LogFull));
     assert!(c.acknowledged < before.plus(3 * 6), "{}", c.describe());
     c.settle();
     work(&mut c, 50);

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use chronon_vsr::{
     Applied, Checkpoint, Checksum, ClusterId, Digest, DiskId, Durable, Epoch, Identity, Incarnation, Input,
     Instant, LogStamp, Member, Membership, Message, Mutations, Now, Op, OpRef, Options, Output, Payload,
-    Prng, Quorums, Recovered, Release, Replica, ReplicaId, Ring, Stamp, SuffixBits, Timestamp, Timing,
-    VsrState, Write, WriteNumber,
+    Prng, Purpose, Quorums, Recovered, Release, Replica, ReplicaId, Ring, Stamp, SuffixBits, Timestamp,
+    Timing, VsrState, Write, WriteNumber,
 };
 
 const CLUSTER: ClusterId = ClusterId::new(3);
@@ -105,13 +105,16 @@ impl Primary {
             ));
         }
         for op in 1..=ops {
-            let proposed = primary.replica.propose(NOW, Arc::from(op.to_le_bytes())).unwrap_or_else(|why| {
-                panic!(
-                    "{voters} voters: {why:?}, {:?} {:?}",
-                    primary.replica.status(),
-                    primary.replica.stamp()
-                )
-            });
+            let proposed = primary
+                .replica
+                .propose(NOW, Arc::from(op.to_le_bytes()), Purpose::Service)
+                .unwrap_or_else(|why| {
+                    panic!(
+                        "{voters} voters: {why:?}, {:?} {:?}",
+                        primary.replica.status(),
+                        primary.replica.stamp()
+                    )
+                });
             primary.prepared.insert(Op::new(op), proposed.entry);
             primary.drain();
         }

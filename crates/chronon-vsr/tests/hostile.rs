@@ -9,7 +9,8 @@ use std::sync::Arc;
 use chronon_vsr::{
     Applied, Checkpoint, Checksum, Digest, DiskId, Divergence, Durable, Duration, Entry, EntryHeader,
     Identity, Incarnation, Input, Instant, LogStamp, Message, Mutations, Now, Op, OpRef, Output, Payload,
-    PeerRefusal, Prng, Release, Replica, ReplicaId, Stamp, SuffixBits, Timestamp, View, Write, WriteNumber,
+    PeerRefusal, Prng, Purpose, Release, Replica, ReplicaId, Stamp, SuffixBits, Timestamp, View, Write,
+    WriteNumber,
 };
 use world::{Cluster, Faults};
 
@@ -273,7 +274,7 @@ fn no_message_of_a_member_stops_a_replica_by_a_panic() {
                 replica.handle(now, Input::Message(message));
                 drain(&mut replica, now, &mut prng);
                 if prng.chance(1, 3) {
-                    let _ = replica.propose(now, Arc::from(vec![7]));
+                    let _ = replica.propose(now, Arc::from(vec![7]), Purpose::Service);
                     let _ = replica.read_index(now);
                     let applied = Applied { op: replica.committed_out(), digest: Digest(1) };
                     replica.handle(now, Input::Applied(applied));

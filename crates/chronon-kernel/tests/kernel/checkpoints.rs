@@ -265,8 +265,14 @@ fn a_state_restored_from_a_backup_starts_nothing_and_doubts_every_open_effect_un
         assert_eq!(kept.status(), restored.status());
         let timestamp = restored.freeze().timestamp() + core::time::Duration::from_secs(1);
         let body = chronon_kernel::Batch::join(&[]);
-        let op = CommittedOp { op: kept.applied().next(), born: stamp(1 << 40), timestamp, body: &body };
-        kept.commit(op);
+        let op = CommittedOp {
+            op: kept.applied().next(),
+            born: stamp(1 << 40),
+            timestamp,
+            body: &body,
+            skips: &[],
+        };
+        kept.commit(op).unwrap();
         assert!(kept.orders(0).is_empty(), "seed {seed}");
     }
 }
@@ -278,7 +284,8 @@ fn an_empty_engine_is_restored_and_executes_the_first_op() {
     assert_eq!(restored.applied(), Op::ROOT);
     let timestamp = chronon_vsr::Timestamp::from_nanos(START);
     let body = chronon_kernel::Batch::join(&[]);
-    restored.commit(CommittedOp { op: Op::new(1), born: stamp(1), timestamp, body: &body });
+    let op = CommittedOp { op: Op::new(1), born: stamp(1), timestamp, body: &body, skips: &[] };
+    restored.commit(op).unwrap();
 }
 
 #[test]

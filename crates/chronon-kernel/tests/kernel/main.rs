@@ -7,6 +7,7 @@ mod commands;
 mod contracts;
 mod desk;
 mod dispatching;
+mod halting;
 mod lanes;
 mod limits;
 mod log;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use chronon_kernel::{Batch, Request};
+use chronon_kernel::{Applied, Batch, CommittedOp, Engine, Halted, Request};
 use chronon_vsr::{Entry, Instant, Op, OpRef, ReplicaId};
 
 use crate::{Checker, Violation};
@@ -40,6 +40,22 @@ impl Commits {
     /// The whole log, from op 1.
     pub fn log(&self) -> &[Committed] {
         &self.log
+    }
+
+    /// Executes an op as every replica does: where the machine halts, with the first skip behind it.
+    pub fn execute(&self, engine: &mut dyn Engine, entry: &Entry) -> Result<Applied, Halted> {
+        let header = entry.header();
+        let (op, born, timestamp, body) = (header.op, header.born, header.timestamp, entry.body());
+        let mut skips = Vec::new();
+        loop {
+            let halted = match engine.commit(CommittedOp { op, born, timestamp, body, skips: &skips }) {
+                Ok(applied) => return Ok(applied),
+                Err(halted) => halted,
+            };
+            let later = self.log.iter().map(|committed| &committed.entry).filter(|later| op < later.op());
+            let found = later.filter_map(|later| halted.skip_in(later.op(), later.body())).next();
+            skips.push(found.ok_or(halted)?);
+        }
     }
 
     /// How far a replica's present incarnation got.

@@ -177,12 +177,14 @@ impl World {
         }
         let deadline = self.machines[at].clock.now(self.now()).monotonic + patience;
         let input = match &call.kind {
-            CallKind::Register | CallKind::SinkSet(..) | CallKind::Command { .. } => FrontInput::Submit {
-                token,
-                request: call.bytes.clone(),
-                deadline,
-                repeat: call.unknown || 1 < call.attempts,
-            },
+            CallKind::Register | CallKind::SinkSet(..) | CallKind::Skip(_) | CallKind::Command { .. } => {
+                FrontInput::Submit {
+                    token,
+                    request: call.bytes.clone(),
+                    deadline,
+                    repeat: call.unknown || 1 < call.attempts,
+                }
+            }
             CallKind::Query { consistency, query } => {
                 FrontInput::Query { token, query: query.clone(), consistency: *consistency, deadline }
             }
@@ -253,10 +255,10 @@ impl World {
                 let op = Op::new(session.0.op);
                 self.client_completes(number, op, Answer::Decided(result));
             }
-            // The key was another command's: that is the answer.
+            // The key was another command's, or an earlier attempt had the call skipped: that is the answer.
             RequestResult::SinkSet { .. }
             | RequestResult::Done
-            | RequestResult::Refused(Refusal::KeyReused) => {
+            | RequestResult::Refused(Refusal::KeyReused | Refusal::AlreadySkipped { .. }) => {
                 self.client_completes(number, floor, Answer::Decided(result));
             }
             RequestResult::Refused(Refusal::Busy(_)) => self.client_not_executed(number),
@@ -349,6 +351,7 @@ fn encode(kind: &CallKind) -> Vec<u8> {
             let (name, spec) = (name.clone(), Some((**spec).clone()));
             Request::SinkSet { name, spec, expected_revision: None }.encode()
         }
+        CallKind::Skip(skip) => Request::Skip((**skip).clone()).encode(),
         CallKind::Command { origin, body } => {
             Request::Command { origin: origin.clone(), body: body.clone() }.encode()
         }
@@ -365,6 +368,7 @@ fn in_words(kind: &CallKind, workload: &dyn Workload) -> String {
     match kind {
         CallKind::Register => "to register".to_owned(),
         CallKind::SinkSet(name, spec) => format!("to set the sink {name}: {:?}", spec.contract),
+        CallKind::Skip(skip) => format!("to skip {} of op {}", skip.culprit, skip.op),
         CallKind::Command { origin: Origin::Session { session, number }, body } => {
             format!(
                 "{} ({}.{} request {})",

@@ -187,6 +187,11 @@ impl World {
                         let verdict = self.commits.on_install(id, checkpoint.entry);
                         self.judge(verdict);
                     }
+                    ToBack::Skip(skip) => {
+                        self.trace.note(self.now, Who::Replica(id), skip.at.op, || {
+                            format!("goes on with {skip:?}")
+                        });
+                    }
                     ToBack::Serving(None) | ToBack::Query { .. } => {}
                 }
                 self.give_back(at, BackInput::Front(to_back));
@@ -308,6 +313,12 @@ impl World {
                         if status.timers != 0 {
                             self.reach("TimerSet");
                         }
+                    }
+                    if let ToFront::Halted(halted) = &to_front {
+                        let id = self.machines[at].id;
+                        self.trace
+                            .note(self.now, Who::Replica(id), halted.op.value(), || format!("{halted:?}"));
+                        self.reach("Halted");
                     }
                     self.give_front(at, FrontInput::Back(to_front));
                 }

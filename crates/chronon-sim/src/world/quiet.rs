@@ -93,13 +93,10 @@ impl World {
         for op in 0..=self.commits.head().value() {
             let op = Op::new(op);
             if let Some(committed) = self.commits.get(op) {
-                let header = committed.entry.header();
-                let applied = engine.commit(chronon_kernel::CommittedOp {
-                    op,
-                    born: header.born,
-                    timestamp: header.timestamp,
-                    body: committed.entry.body(),
-                });
+                let applied = self.commits.execute(&mut *engine, &committed.entry).map_err(|halted| {
+                    let what = format!("a replay of the log halts where no replica does: {halted:?}");
+                    Violation::new(Checker::Digest, what)
+                })?;
                 let known = self.results.digest(op);
                 if known.is_some_and(|known| known != applied.digest) {
                     let what = format!("a replay of the log differs from the replicas at op {op}");

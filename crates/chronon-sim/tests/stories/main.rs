@@ -8,6 +8,7 @@ mod effects;
 mod laggards;
 mod limits;
 mod partitions;
+mod poison;
 mod quarantine;
 mod seeds;
 mod sizes;

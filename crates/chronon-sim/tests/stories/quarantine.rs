@@ -43,14 +43,14 @@ fn found(c: &mut Cluster, replica: ReplicaId) -> Option<Op> {
 }
 
 /// Waits until a replica has the cluster's state again, and everybody knows it.
-fn heals(c: &mut Cluster, replica: ReplicaId) {
+pub(crate) fn heals(c: &mut Cluster, replica: ReplicaId) {
     c.until("it is believed again", |world| !world.has_diverged(replica) && !world.is_quarantined(replica));
     c.settle().assert_event(replica, is_lifted);
     assert!(!c.world().is_quarantined(replica));
 }
 
 /// The root that a replica's superblock names, if it is not what the log comes to at that op.
-fn wrong_root(world: &World, replica: ReplicaId) -> Option<Checksum> {
+pub(crate) fn wrong_root(world: &World, replica: ReplicaId) -> Option<Checksum> {
     let checkpoint = world.replica(replica)?.checkpoint();
     let right = world.checkpoints().roots().get(&checkpoint.entry.op);
     checkpoint.root.filter(|root| Some(root) != right)

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use chronon_vsr::{
     Applied, Checkpoint, Checksum, ClusterId, Command, Digest, DiskId, Durable, Duration, Entry, Epoch,
     Event, Incarnation, Input, Instant, Member, Membership, Message, Mutations, Now, Op, OpRef, Options,
-    Output, Payload, Prng, Quorums, ReadNumber, Recipients, Recovered, RecoveredEntry, Release, Replica,
-    ReplicaId, Ring, Role, Stamp, Status, Timestamp, Timing, Verdict, VsrState, Write,
+    Output, Payload, Prng, Purpose, Quorums, ReadNumber, Recipients, Recovered, RecoveredEntry, Release,
+    Replica, ReplicaId, Ring, Role, Stamp, Status, Timestamp, Timing, Verdict, VsrState, Write,
 };
 
 pub(crate) const CLUSTER: ClusterId = ClusterId::new(0xC0FFEE);
@@ -576,7 +576,7 @@ impl Cluster {
         body.resize(8 + self.prng.below(200) as usize, 0xAB);
         let now = self.clocks(i);
         let replica = self.hosts[i].replica.as_mut().expect("is up");
-        let is_taken = replica.propose(now, Arc::from(body)).is_ok();
+        let is_taken = replica.propose(now, Arc::from(body), Purpose::Service).is_ok();
         self.drain(i);
         is_taken
     }

@@ -10,8 +10,8 @@ use std::vec::Vec;
 use crate::{
     Applied, ClusterId, Digest, DiskId, Durable, Duration, Entry, EntryHeader, Event, Identity, Incarnation,
     Input, Instant, Membership, Message, Mutations, Now, Op, OpRef, Options, Output, PIPELINE_MAX, Payload,
-    Prng, Recipients, Recovered, RecoveredEntry, Release, Replica, ReplicaId, Ring, Stamp, Suspicion,
-    Timestamp, Timing, Verdict, VsrState, Write,
+    Prng, Purpose, Recipients, Recovered, RecoveredEntry, Release, Replica, ReplicaId, Ring, Stamp,
+    Suspicion, Timestamp, Timing, Verdict, VsrState, Write,
 };
 
 use super::super::{Part, Status};
@@ -187,7 +187,7 @@ impl Node {
             durable_view: disk.state.stamp.view.value(),
             incarnation: disk.incarnation.value(),
             writes: !disk.queue.is_empty(),
-            can_propose: replica.can_propose(1).is_ok(),
+            can_propose: replica.can_propose(1, Purpose::Service).is_ok(),
             log_view: replica.log_stamp.stamp().view.value(),
             committed: known.collect(),
             announced: self.announced.clone(),
@@ -225,7 +225,7 @@ impl Node {
                 self.replica.prng = Prng::new(0);
                 let now = self.now();
                 // Whoever asks has looked.
-                let _ = self.replica.propose(now, Arc::from(&[body][..]));
+                let _ = self.replica.propose(now, Arc::from(&[body][..]), Purpose::Service);
             }
             Action::Tick => {
                 self.ticks += 1;
