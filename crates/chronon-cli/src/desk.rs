@@ -1,4 +1,5 @@
-//! The desk: what a person decides about effects, and whether a sink is called at all.
+//! The desk: what a person decides about effects, whether a sink is called at all, and what is passed over where the
+//! machine panics.
 
 use std::process::ExitCode;
 
@@ -84,6 +85,24 @@ pub(crate) struct SinkArguments {
     reach: Reach,
 }
 
+/// Get past an op at which execution has halted: the call of the machine that panics is not made
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct SkipArguments {
+    /// The op, as `status` shows it
+    op: u64,
+    /// Only if it is this request of the op
+    #[arg(long)]
+    request: Option<u32>,
+    /// Why
+    #[arg(long)]
+    reason: String,
+    /// Who says so
+    #[arg(long, value_name = "NAME")]
+    by: Option<String>,
+    #[command(flatten)]
+    reach: Reach,
+}
+
 pub(crate) fn resolve(arguments: &ResolveArguments) -> anyhow::Result<ExitCode> {
     let ResolveArguments { id, settle, outcome, record, reach } = arguments;
     let mut body = record.body();
@@ -127,6 +146,28 @@ pub(crate) fn freeze(arguments: &SinkArguments) -> anyhow::Result<ExitCode> {
 
 pub(crate) fn thaw(arguments: &SinkArguments) -> anyhow::Result<ExitCode> {
     set_frozen(arguments, "thaw", "is not frozen")
+}
+
+pub(crate) fn skip(arguments: &SkipArguments) -> anyhow::Result<ExitCode> {
+    let SkipArguments { op, request, reason, by, reach } = arguments;
+    let mut body = Record { reason: Some(reason.clone()), by: by.clone() }.body();
+    if let Some(request) = request {
+        body.insert("request".into(), (*request).into());
+    }
+    let path = format!("/v1/ops/{op}/skip");
+    let body = Some(Value::Object(body).to_string());
+    let call = Call { method: Method::POST, path, headers: Vec::new(), body };
+    let answer = reach.call(call).with_context(|| format!("can't skip anything of op {op}"))?;
+    reach.print(&answer, |answer| {
+        let say = |halt: &Value| {
+            format!("{} of op {}: {}", text(&halt["call"]), text(&halt["op"]), text(&halt["message"]))
+        };
+        let mut shown = format!("skipped {}", say(&answer["skipped"]));
+        if answer["halted"].is_object() {
+            shown.push_str(&format!("\nexecution has halted again, at {}", say(&answer["halted"])));
+        }
+        shown
+    })
 }
 
 impl Record {

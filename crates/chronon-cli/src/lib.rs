@@ -48,6 +48,7 @@ enum Command {
     Effects(operate::EffectsCommand),
     #[command(subcommand)]
     Sinks(operate::SinksCommand),
+    Skip(desk::SkipArguments),
     Inspect(inspect::InspectArguments),
     #[command(subcommand)]
     Log(log::LogCommand),
@@ -97,6 +98,7 @@ fn carry_out<M: StateMachine>(command: Command) -> anyhow::Result<ExitCode> {
         Command::Query(arguments) => operate::query(&arguments),
         Command::Effects(command) => operate::effects(&command),
         Command::Sinks(command) => operate::sinks(&command),
+        Command::Skip(arguments) => desk::skip(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Log(command) => log::run(&command),
         Command::Bench(command) => bench::run(&command),

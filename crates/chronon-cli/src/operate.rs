@@ -29,6 +29,21 @@ pub(crate) struct Reach {
 /// A write that is older than this is worth a line.
 const DISK_OLD_MS: u64 = 1_000;
 
+/// How fresh what is shown must be
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Freshness {
+    /// linearizable, local or `at_least:<op>`
+    #[arg(long, default_value = "linearizable")]
+    consistency: String,
+}
+
+impl Freshness {
+    /// As a parameter of a path.
+    fn parameter(&self) -> String {
+        format!("consistency={}", escaped(&self.consistency))
+    }
+}
+
 /// How long after its time a replica may say that it had too little of it.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -77,9 +92,8 @@ pub(crate) struct SubmitArguments {
 pub(crate) struct QueryArguments {
     /// The query as JSON; `-` reads it from standard input
     query: String,
-    /// linearizable, local or `at_least:<op>`
-    #[arg(long, default_value = "linearizable")]
-    consistency: String,
+    #[command(flatten)]
+    freshness: Freshness,
     #[command(flatten)]
     reach: Reach,
 }
@@ -105,12 +119,16 @@ pub(crate) enum EffectsCommand {
         #[arg(long)]
         cursor: Option<String>,
         #[command(flatten)]
+        freshness: Freshness,
+        #[command(flatten)]
         reach: Reach,
     },
     /// Show one effect: attempts, claims, times, last evidence
     Show {
         /// Its id, like 42-0
         id: String,
+        #[command(flatten)]
+        freshness: Freshness,
         #[command(flatten)]
         reach: Reach,
     },
@@ -125,12 +143,16 @@ pub(crate) enum SinksCommand {
     /// List sinks
     List {
         #[command(flatten)]
+        freshness: Freshness,
+        #[command(flatten)]
         reach: Reach,
     },
     /// Show one sink
     Show {
         /// Its name
         name: String,
+        #[command(flatten)]
+        freshness: Freshness,
         #[command(flatten)]
         reach: Reach,
     },
@@ -229,27 +251,29 @@ fn drawn_key() -> anyhow::Result<String> {
 
 pub(crate) fn query(arguments: &QueryArguments) -> anyhow::Result<ExitCode> {
     let body = Some(json_argument(&arguments.query, "the query")?);
-    let (consistency, timeout) = (escaped(&arguments.consistency), arguments.reach.timeout);
-    let path = format!("/v1/queries?consistency={consistency}&timeout={timeout}s");
+    let (freshness, timeout) = (arguments.freshness.parameter(), arguments.reach.timeout);
+    let path = format!("/v1/queries?{freshness}&timeout={timeout}s");
     let answer = arguments.reach.call(Call { method: Method::POST, path, headers: Vec::new(), body })?;
     arguments.reach.print(&answer, |answer| format!("op {}  {}", text(&answer["op"]), answer["answer"]))
 }
 
 pub(crate) fn effects(command: &EffectsCommand) -> anyhow::Result<ExitCode> {
     match command {
-        EffectsCommand::List { state, sink, lane, limit, cursor, reach } => {
+        EffectsCommand::List { state, sink, lane, limit, cursor, freshness, reach } => {
             let limit = limit.map(|limit| limit.to_string());
             let parameters =
                 [("state", state), ("sink", sink), ("lane", lane), ("limit", &limit), ("cursor", cursor)];
             let parameters: Vec<String> = parameters
                 .into_iter()
                 .filter_map(|(name, value)| Some(format!("{name}={}", escaped(value.as_deref()?))))
+                .chain([freshness.parameter()])
                 .collect();
             let answer = reach.call(Call::get(format!("/v1/effects?{}", parameters.join("&"))))?;
             reach.print(&answer, show_effects)
         }
-        EffectsCommand::Show { id, reach } => {
-            let answer = reach.call(Call::get(format!("/v1/effects/{}", escaped(id))))?;
+        EffectsCommand::Show { id, freshness, reach } => {
+            let path = format!("/v1/effects/{}?{}", escaped(id), freshness.parameter());
+            let answer = reach.call(Call::get(path))?;
             reach.print(&answer, show_object)
         }
         EffectsCommand::Resolve(arguments) => desk::resolve(arguments),
@@ -260,12 +284,13 @@ pub(crate) fn effects(command: &EffectsCommand) -> anyhow::Result<ExitCode> {
 
 pub(crate) fn sinks(command: &SinksCommand) -> anyhow::Result<ExitCode> {
     match command {
-        SinksCommand::List { reach } => {
-            let answer = reach.call(Call::get("/v1/sinks"))?;
+        SinksCommand::List { freshness, reach } => {
+            let answer = reach.call(Call::get(format!("/v1/sinks?{}", freshness.parameter())))?;
             reach.print(&answer, show_sinks)
         }
-        SinksCommand::Show { name, reach } => {
-            let answer = reach.call(Call::get(format!("/v1/sinks/{}", escaped(name))))?;
+        SinksCommand::Show { name, freshness, reach } => {
+            let path = format!("/v1/sinks/{}?{}", escaped(name), freshness.parameter());
+            let answer = reach.call(Call::get(path))?;
             reach.print(&answer, show_object)
         }
         SinksCommand::Set(set) => {
@@ -447,6 +472,10 @@ fn problems(replica: &Value) -> Vec<String> {
         let (op, own, majority) = (said("op"), said("digest"), said("majority"));
         problems
             .push(format!("quarantined: op {op} came to {own} here, and to {majority} with most replicas"));
+    }
+    if let Some(halted) = replica["halted"].as_object() {
+        let [op, call, message] = ["op", "call", "message"].map(|name| text(&halted[name]));
+        problems.push(format!("halted at op {op}, {call}: {message}"));
     }
     if replica["fetching_state"] == true {
         problems

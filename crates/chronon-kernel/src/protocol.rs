@@ -88,6 +88,8 @@ pub enum Submission {
         /// Who says so.
         by: String,
     },
+    /// Have a call of the machine skipped at which execution has halted.
+    Skip(crate::Skip),
 }
 
 /// How fresh a query's state must be.

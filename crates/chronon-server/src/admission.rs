@@ -8,6 +8,9 @@ use chronon_sinks::Executors;
 /// The most bytes of an Idempotency-Key.
 pub(crate) const KEY_SIZE_MAX: usize = 255;
 
+/// The most bytes of a skip's reason, and of the name of who gives it.
+const SKIP_TEXT_MAX: usize = 1_024;
+
 /// The edge of this replica.
 #[derive(Clone)]
 pub(crate) struct Admission {
@@ -60,6 +63,16 @@ impl Admission {
                 (Request::SinkSet { name, spec, expected_revision }, false)
             }
             Submission::Desk { effect, act, by } => (Request::Desk { effect, act, by }, false),
+            Submission::Skip(skip) => {
+                // It must find a place in a log that may be full but for a little.
+                if SKIP_TEXT_MAX < skip.by.len() || SKIP_TEXT_MAX < skip.reason.len() {
+                    return Err(NotExecuted::Refused {
+                        code: "reason".to_owned(),
+                        message: format!("\"by\" and \"reason\" have at most {SKIP_TEXT_MAX} bytes"),
+                    });
+                }
+                (Request::Skip(skip), false)
+            }
         };
         Ok(Admitted { request: request.encode(), repeat })
     }

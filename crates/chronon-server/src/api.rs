@@ -5,6 +5,7 @@ mod backups;
 mod cluster;
 mod commands;
 mod effects;
+mod ops;
 mod problem;
 mod queries;
 mod sinks;
@@ -152,6 +153,8 @@ pub(crate) async fn serve(api: Arc<Api>, listener: TcpListener) {
         .route("/v1/sinks/{name}", get(sinks::show).put(sinks::set).delete(sinks::remove))
         .route("/v1/sinks/{name}/freeze", post(sinks::freeze))
         .route("/v1/sinks/{name}/thaw", post(sinks::thaw))
+        .route("/v1/ops/{op}/skip", post(ops::skip))
+        .route("/v1/skips", get(ops::list))
         .route("/v1/backups", post(backups::make))
         .route("/v1/backups/{root}", delete(backups::end))
         .route("/v1/chunks/{id}", get(backups::chunk))

@@ -136,6 +136,8 @@ counters! {
         intake_paused_ms,
         /// 1 while there is no room for the next checkpoint.
         disk_short,
+        /// The op before which execution has halted; 0 while it goes on.
+        halted_op,
         /// The longest that a write has taken, in milliseconds, of those that took 100 or more.
         disk_stall_ms_max,
         /// From the start of the process to the restored checkpoint, in milliseconds.

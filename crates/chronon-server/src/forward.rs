@@ -82,7 +82,8 @@ impl Forwarder {
                     Submission::Command { origin: Origin::Session { .. }, .. }
                     | Submission::Register { .. }
                     | Submission::SinkSet { .. }
-                    | Submission::Desk { .. } => return Answer::Indeterminate,
+                    | Submission::Desk { .. }
+                    | Submission::Skip(_) => return Answer::Indeterminate,
                 },
             }
             if self.front.is_gone() {

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use chronon_kernel::{Answer, Busy, Consistency, Engine, NotExecuted};
+use chronon_kernel::{Answer, Busy, Consistency, Culprit, Engine, Halted, NotExecuted};
 use chronon_node::{
     Front, FrontInput, FrontOutput, FrontStatus, Gate, Room, ToBack, ToFront, Token, VaultReport,
 };
@@ -67,6 +67,8 @@ pub(crate) struct FrontReport {
     pub(crate) status: FrontStatus,
     /// Whether those are reached without whom it can answer nothing: a backup's primary, a primary's quorum.
     pub(crate) in_touch: bool,
+    /// Where execution has halted, if it has.
+    pub(crate) halted: Option<Halted>,
     /// Requests that nobody has an answer to yet.
     pub(crate) unanswered: usize,
     /// What it can't go on without and nobody has.
@@ -111,6 +113,8 @@ pub(crate) struct FrontThread {
     /// Looks at the engine that wait, as queries do, for an op to be applied.
     looks: RefCell<HashMap<Token, Look>>,
     next_token: Cell<u64>,
+    /// The halt that was told in the log.
+    told: RefCell<Option<Halted>>,
     writes: RefCell<Writes>,
     wal: Mailbox<Write>,
     back: Mailbox<BackMessage>,
@@ -163,6 +167,7 @@ impl FrontThread {
             waiters: RefCell::default(),
             looks: RefCell::default(),
             next_token: Cell::new(1),
+            told: RefCell::default(),
             writes: RefCell::default(),
             wal: joints.wal,
             back: joints.back,
@@ -276,6 +281,7 @@ impl FrontThread {
             "op": status.head.value(),
             "commit": status.commit_max.op.value(),
             "applied": status.applied.value(),
+            "halted": front.halted().map(text_of_halt),
             "checkpoint": replica.checkpoint().entry.op.value(),
             "log_start": replica.log_start().value(),
             "fetching_state": replica.is_fetching_state(),
@@ -349,6 +355,7 @@ impl FrontThread {
                 let report = FrontReport {
                     status,
                     in_touch,
+                    halted: self.front.borrow().halted().cloned(),
                     unanswered: self.waiters.borrow().len(),
                     loss: self.front.borrow().replica().loss().cloned(),
                     json: self.status_json(),
@@ -435,6 +442,7 @@ impl FrontThread {
                     self.tell(&event);
                 }
                 FrontOutput::Wait(deadline) => {
+                    self.tell_halt(front.halted());
                     self.turn.note_role(self.me, &self.voters, &front.status().role);
                     let intake = front.replica().intake();
                     let pause = intake.slowed.map_or(Duration::ZERO, |(_, pause)| pause);
@@ -528,6 +536,25 @@ impl FrontThread {
         }
     }
 
+    fn tell_halt(&self, halted: Option<&Halted>) {
+        let mut told = self.told.borrow_mut();
+        if told.as_ref() == halted {
+            return;
+        }
+        match halted {
+            Some(halted) => {
+                let Halted { op, culprit, message, .. } = halted;
+                error!(
+                    %op, call = %culprit, message,
+                    "execution has halted: the machine panics. Mend the machine, or have the call skipped: chronon skip {op}"
+                );
+            }
+            None => info!("execution goes on"),
+        }
+        self.counters.halted_op.set(halted.map_or(0, |halted| halted.op.value()));
+        *told = halted.cloned();
+    }
+
     /// The replica stops: no more attempts start, and everybody who still waits hears that nobody can say any more
     /// what becomes of it.
     pub(crate) fn end(&self) {
@@ -540,6 +567,20 @@ impl FrontThread {
 
 fn hex(digest: Digest) -> String {
     format!("{:016x}", digest.0)
+}
+
+/// A halt as `GET /v1/cluster` shows it.
+pub(crate) fn text_of_halt(halted: &Halted) -> serde_json::Value {
+    let Halted { op, culprit, fingerprint, message } = halted;
+    let fingerprint: String = fingerprint.iter().map(|byte| format!("{byte:02x}")).collect();
+    serde_json::json!({
+        "op": op.value(),
+        "call": culprit.to_string(),
+        "request": if let Culprit::Request(request) = culprit { Some(request) } else { None },
+        "message": message,
+        "fingerprint": fingerprint,
+        "remedy": format!("mend the machine, or have the call skipped: POST /v1/ops/{op}/skip, chronon skip {op}"),
+    })
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use chronon_kernel::{Consistency, Engine};
+use chronon_kernel::{Consistency, Engine, Halted};
 use chronon_vsr::{Role, Status};
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -96,6 +96,9 @@ pub(super) async fn readyz(State(api): State<Arc<Api>>) -> Result<&'static str, 
     if report.status.quarantine.is_some() {
         return Err(not_ready("the replica's state is not the cluster's: it is quarantined".to_owned()));
     }
+    if let Some(Halted { op, culprit, message, .. }) = &report.halted {
+        return Err(not_ready(format!("execution has halted at op {op}, {culprit}: {message}")));
+    }
     match report.status.role {
         Role::Primary { serving: true, .. } | Role::Backup { .. } => {}
         Role::Primary { serving: false, .. } => {
@@ -166,6 +169,6 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     (StatusCode::OK, [content_type], text).into_response()
 }
 
-fn gone() -> Problem {
+pub(super) fn gone() -> Problem {
     Problem::new(503, "stopped", "the replica has stopped or does not answer")
 }

@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 
 use super::problem::Problem;
 use super::sinks::ContractText;
-use super::text;
+use super::text::{self, Freshness};
 use super::{Api, TIMEOUT_DEFAULT};
 
 const LIMIT_DEFAULT: usize = 100;
@@ -85,15 +85,22 @@ pub(super) async fn list(
 }
 
 /// `GET /v1/effects/{id}`
-pub(super) async fn show(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Result<Response, Problem> {
-    let id = effect_id(&id)?;
+pub(super) async fn show(
+    State(api): State<Arc<Api>>,
+    Path(id): Path<String>,
+    freshness: Result<Query<Freshness>, QueryRejection>,
+) -> Result<Response, Problem> {
+    let Query(freshness) = freshness?;
+    show_one(&api, effect_id(&id)?, freshness.consistency()?).await
+}
+
+async fn show_one(api: &Api, id: EffectId, consistency: Consistency) -> Result<Response, Problem> {
     let look = move |engine: &dyn Engine| (engine.applied().value(), engine.effect(id));
-    let (op, view) =
-        api.front.look(Consistency::Linearizable, TIMEOUT_DEFAULT, look).await.map_err(Problem::of_answer)?;
+    let (op, view) = api.front.look(consistency, TIMEOUT_DEFAULT, look).await.map_err(Problem::of_answer)?;
     let view = view.ok_or_else(|| {
         Problem::new(404, "no_such_effect", format!("there is no effect {id}, or it is remembered no more"))
     })?;
-    Ok(text::json(&One { op, effect: shown(&api, view) }))
+    Ok(text::json(&One { op, effect: shown(api, view) }))
 }
 
 #[derive(Debug, Deserialize)]
@@ -192,7 +199,7 @@ async fn act(
 ) -> Result<Response, Problem> {
     let by = by.unwrap_or_else(|| "api".to_owned());
     match api.submit(Submission::Desk { effect, act, by }, None).await {
-        Answer::Decided(RequestResult::Done) => show(State(Arc::clone(api)), Path(effect.to_string())).await,
+        Answer::Decided(RequestResult::Done) => show_one(api, effect, Consistency::Linearizable).await,
         answer => Err(Problem::of_answer(answer)),
     }
 }

@@ -86,6 +86,7 @@ impl Problem {
             AbortReason::TooManyEffects { .. } => "too_many_effects",
             AbortReason::Undecodable => "undecodable",
             AbortReason::ReplyTooLarge { .. } => "reply_too_large",
+            AbortReason::Skipped { .. } => "skipped",
             #[allow(unreachable_patterns, reason = "the kernel may name more reasons")]
             _ => "aborted",
         };
@@ -111,6 +112,10 @@ impl Problem {
                 Problem::new(409, "already_settled", detail).with("outcome", outcome.as_str())
             }
             Refusal::NotAllowed { .. } => Problem::new(409, "not_allowed", detail),
+            Refusal::NotHalted { .. } => Problem::new(409, "not_halted", detail),
+            Refusal::AlreadySkipped { by_op } => {
+                Problem::new(409, "already_skipped", detail).with("by_op", *by_op)
+            }
             #[allow(unreachable_patterns, reason = "the kernel may name more refusals")]
             _ => Problem::new(409, "refused", detail),
         }
@@ -131,6 +136,9 @@ impl From<NotExecuted> for Problem {
         match why {
             NotExecuted::Busy { busy, retry_after } => Problem::busy(busy, retry_after),
             NotExecuted::Refused { code, message } if code == "codec" => Problem::new(400, code, message),
+            NotExecuted::Refused { code, message } if code == "halted_elsewhere" => {
+                Problem::new(409, code, message)
+            }
             NotExecuted::Refused { code, message } => Problem::new(422, code, message),
             NotExecuted::TooLarge { size, limit } => {
                 Problem::new(413, "too_large", detail).with("size", size).with("limit", limit)

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, State};
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, HeaderName, header};
 use axum::response::Response;
 use chronon_kernel::{
@@ -17,7 +17,7 @@ use serde_json::value::RawValue;
 use tokio::time::sleep;
 
 use super::problem::Problem;
-use super::text::{self, Span};
+use super::text::{self, Freshness, Span};
 use super::{Api, TIMEOUT_DEFAULT};
 
 /// How often a change of one field is tried against others who change the sink too.
@@ -89,17 +89,26 @@ struct Revision {
 }
 
 /// `GET /v1/sinks`
-pub(super) async fn list(State(api): State<Arc<Api>>) -> Result<Response, Problem> {
+pub(super) async fn list(
+    State(api): State<Arc<Api>>,
+    freshness: Result<Query<Freshness>, QueryRejection>,
+) -> Result<Response, Problem> {
+    let Query(freshness) = freshness?;
+    let consistency = freshness.consistency()?;
     let look = |engine: &dyn Engine| (engine.applied().value(), engine.sinks());
-    let (op, views) =
-        api.front.look(Consistency::Linearizable, TIMEOUT_DEFAULT, look).await.map_err(Problem::of_answer)?;
+    let (op, views) = api.front.look(consistency, TIMEOUT_DEFAULT, look).await.map_err(Problem::of_answer)?;
     let sinks = views.into_iter().map(|view| shown(&api, view)).collect::<Result<_, _>>()?;
     Ok(text::json(&List { op, sinks }))
 }
 
 /// `GET /v1/sinks/{name}`
-pub(super) async fn show(State(api): State<Arc<Api>>, Path(name): Path<String>) -> Result<Response, Problem> {
-    let view = find(&api, &sink_name(name)?).await?;
+pub(super) async fn show(
+    State(api): State<Arc<Api>>,
+    Path(name): Path<String>,
+    freshness: Result<Query<Freshness>, QueryRejection>,
+) -> Result<Response, Problem> {
+    let Query(freshness) = freshness?;
+    let view = find(&api, &sink_name(name)?, freshness.consistency()?).await?;
     let revision = view.revision.to_string();
     let mut response = text::json(&shown(&api, view)?);
     if let Ok(tag) = format!("\"{revision}\"").parse() {
@@ -152,7 +161,7 @@ async fn set_frozen(api: &Api, name: SinkName, frozen: bool) -> Result<u64, Prob
     let mut tries = 0;
     loop {
         tries += 1;
-        let SinkView { revision, mut spec, .. } = find(api, &name).await?;
+        let SinkView { revision, mut spec, .. } = find(api, &name, Consistency::Linearizable).await?;
         if spec.frozen == frozen {
             return Ok(revision);
         }
@@ -180,11 +189,10 @@ async fn put(
     }
 }
 
-async fn find(api: &Api, name: &SinkName) -> Result<SinkView, Problem> {
+async fn find(api: &Api, name: &SinkName, consistency: Consistency) -> Result<SinkView, Problem> {
     let wanted = name.clone();
     let look = move |engine: &dyn Engine| engine.sink(&wanted);
-    let found =
-        api.front.look(Consistency::Linearizable, TIMEOUT_DEFAULT, look).await.map_err(Problem::of_answer)?;
+    let found = api.front.look(consistency, TIMEOUT_DEFAULT, look).await.map_err(Problem::of_answer)?;
     found.ok_or_else(|| Problem::new(404, "no_such_sink", format!("no sink is named {name}")))
 }
 

@@ -90,6 +90,20 @@ pub(crate) fn consistency(text: Option<&str>) -> Result<Consistency, Problem> {
     }
 }
 
+/// The parameter of what is only looked at.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Freshness {
+    consistency: Option<String>,
+}
+
+impl Freshness {
+    /// What it asks for.
+    pub(crate) fn consistency(&self) -> Result<Consistency, Problem> {
+        consistency(self.consistency.as_deref())
+    }
+}
+
 /// The Idempotency-Key of a request, if it has one: the quoted and the bare form are one key.
 pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let Some(value) = headers.get("idempotency-key") else { return Ok(None) };

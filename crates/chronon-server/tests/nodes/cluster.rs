@@ -91,12 +91,12 @@ impl StateMachine for Tally {
 }
 
 /// A cluster.
-pub(crate) struct Cluster {
+pub(crate) struct Cluster<M: StateMachine<Effect = u64, Outcome = String> = Tally> {
     pub(crate) founding: Founding,
     directory: tempfile::TempDir,
     ports: Vec<[SocketAddr; 3]>,
     change: Box<dyn Fn(ServerConfig) -> ServerConfig + Send + Sync>,
-    pub(crate) nodes: Vec<Option<RunningNode<Tally>>>,
+    pub(crate) nodes: Vec<Option<RunningNode<M>>>,
 }
 
 impl Cluster {
@@ -110,6 +110,16 @@ impl Cluster {
         replicas: u8,
         change: impl Fn(ServerConfig) -> ServerConfig + Send + Sync + 'static,
     ) -> Cluster {
+        Cluster::found(replicas, change).await
+    }
+}
+
+impl<M: StateMachine<Effect = u64, Outcome = String>> Cluster<M> {
+    /// Formats so many replicas of this machine and starts them.
+    pub(crate) async fn found(
+        replicas: u8,
+        change: impl Fn(ServerConfig) -> ServerConfig + Send + Sync + 'static,
+    ) -> Cluster<M> {
         let founding = Founding::draw(replicas).unwrap().log_size(32 << 20);
         let directory = tempfile::tempdir().unwrap();
         // All at once, so that no port is given out twice.
@@ -121,7 +131,7 @@ impl Cluster {
         let nodes = (0..replicas).map(|_| None).collect();
         let mut cluster = Cluster { founding, directory, ports, change: Box::new(change), nodes };
         for replica in 0..replicas {
-            Node::<Tally>::format(cluster.path(replica), &cluster.founding, ReplicaId::new(replica)).unwrap();
+            Node::<M>::format(cluster.path(replica), &cluster.founding, ReplicaId::new(replica)).unwrap();
             cluster.start_one(replica).await.unwrap();
         }
         for node in cluster.nodes.iter().flatten() {
@@ -154,7 +164,7 @@ impl Cluster {
 
     pub(crate) async fn start_one(&mut self, replica: u8) -> Result<(), StartError> {
         let out = SinkName::new("out").unwrap();
-        let node = Node::<Tally>::open(self.path(replica))
+        let node = Node::<M>::open(self.path(replica))
             .config((self.change)(self.config(replica)))
             .call(out, Contract::AtLeastOnce, async |call| {
                 Ok::<_, CallError>(format!("sent {}", call.effect))
@@ -165,7 +175,7 @@ impl Cluster {
         Ok(())
     }
 
-    pub(crate) fn node(&self, replica: u8) -> &RunningNode<Tally> {
+    pub(crate) fn node(&self, replica: u8) -> &RunningNode<M> {
         self.nodes[usize::from(replica)].as_ref().unwrap()
     }
 

@@ -6,5 +6,6 @@ mod cluster;
 mod commands;
 #[path = "../common/mod.rs"]
 mod common;
+mod halting;
 mod http;
 mod trouble;
