@@ -219,6 +219,44 @@ fn two_replicas_that_disagree_both_halt_and_a_third_that_comes_back_decides() {
 }
 
 #[test]
+fn those_in_quarantine_do_not_bring_down_the_one_that_is_left_while_the_others_are_away() {
+    for (replicas, seed) in [(3, 0), (3, 1), (5, 0), (5, 1)] {
+        let mut c = cluster(replicas, seed, 10_000);
+        let (primary, backups) = (c.primary(), c.backups());
+        // The others' word is believed by whoever leads next, too.
+        let left = if seed == 0 { primary } else { backups[replicas - 2] };
+        let diverged = &backups[..replicas / 2];
+        for replica in diverged {
+            slip(&mut c, *replica);
+            c.submit(5).until("it is found out", |world| world.is_quarantined(*replica));
+        }
+        c.run(Duration::from_millis(100));
+        let away: Vec<ReplicaId> = c.world().replicas();
+        let away = away.into_iter().filter(|replica| *replica != left && !diverged.contains(replica));
+        for replica in away.clone() {
+            c.replica(replica).crash();
+        }
+        // Nobody waits for those any more.
+        c.until("it leads", |world| world.primary() == Some(left));
+        c.run(Duration::from_secs(4)).submit(20).run(Duration::from_secs(1));
+        assert!(!c.world().is_quarantined(left), "{replicas} replicas, seed {seed}");
+        assert_eq!(c.world().primary(), Some(left));
+        // Whoever starts again executes again, and agrees with the one that was always right.
+        for replica in diverged {
+            c.replica(*replica).crash().restart();
+            c.until("it is believed", |world| {
+                !world.is_quarantined(*replica) && !world.has_diverged(*replica)
+            });
+        }
+        for replica in away {
+            c.replica(replica).restart();
+        }
+        c.submit(5).settle();
+        assert_eq!(c.count_events(&[left], is_quarantined), 0);
+    }
+}
+
+#[test]
 fn a_wrong_checkpoint_is_offered_to_nobody_once_it_is_known_and_a_peers_takes_its_place() {
     for seed in 0..4 {
         let mut c = cluster(3, seed, 20);

@@ -11,6 +11,7 @@
 //! ```
 
 use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
 
 use super::{Applied, Digest, Part, Replica};
 use crate::{Checkpoint, Divergence, Event, Incarnation, Mutation, Op, ReplicaId, Stamp, VOTERS_MAX};
@@ -94,42 +95,106 @@ impl Digests {
         }
     }
 
+    /// Who counts as diverged, by places.
+    fn marked(&self) -> u8 {
+        bits(self.marks.iter().map(Option::is_some))
+    }
+
     fn divergence(&self) -> Divergence {
-        let named = self.marks.iter().enumerate().filter(|(_, mark)| mark.is_some());
-        match named.fold(0, |bits, (place, _)| bits | 1 << place) {
+        match self.marked() {
             0 => Divergence::NONE,
             voters => Divergence { voters, ..self.found },
         }
     }
 }
 
+/// What is known of an op when it is judged. Sets of voters are bits, by their places.
+#[derive(Clone, Copy, Debug)]
+struct Heard<'a> {
+    digests: &'a [Option<Digest>],
+    /// Reachable, and not heard of this op yet.
+    silent: u8,
+    /// They count as diverged already.
+    marked: u8,
+}
+
 /// What follows from the digests of one op.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Judgement {
-    /// Places of the voters that differ from more than they agree with; of both sides of a tie.
+    /// Who is to be marked.
     diverged: u8,
-    /// Places of the voters that agree with another one, and with more than they differ from.
+    /// Who holds what more than half of all voters hold, or agrees with another one and with more than it differs from.
     sound: u8,
     majority: Option<Digest>,
 }
 
-/// Judges by what was heard of one op while `silent` more voters are reachable and may still be heard of. Nobody is
-/// judged whom they could save or bring down; on a tie, which only they could break, they are waited for.
-fn judge(heard: &[Option<Digest>], silent: usize) -> Judgement {
-    let count = heard.iter().flatten().count();
-    let mut judgement = Judgement::default();
-    for (place, digest) in heard.iter().enumerate() {
-        let Some(digest) = digest else { continue };
-        let agree = heard.iter().flatten().filter(|other| *other == digest).count();
-        let differ = count - agree;
-        if agree + silent < differ || (silent == 0 && agree == differ) {
-            judgement.diverged |= 1 << place;
-        } else if differ + silent < agree && 2 <= agree {
-            judgement.sound |= 1 << place;
-            judgement.majority = Some(*digest);
-        }
+/// How the voters that count stand to one of them.
+struct Count {
+    /// Itself among them.
+    agree: usize,
+    differ: usize,
+    silent: usize,
+}
+
+impl Heard<'_> {
+    /// Those of whom something was heard, and of whom this holds.
+    fn those(&self, holds: impl Fn(usize, Digest) -> bool) -> u8 {
+        let known = self.digests.iter().enumerate();
+        bits(known.map(|(place, digest)| digest.is_some_and(|digest| holds(place, digest))))
     }
-    judgement
+
+    fn holders(&self, digest: Digest) -> u8 {
+        self.those(|_, other| other == digest)
+    }
+
+    fn is_most(&self, voters: u8) -> bool {
+        self.digests.len() < 2 * size(voters)
+    }
+
+    /// Everybody is judged by itself and by those who are not marked. What the marked have wrong brings nobody down, and
+    /// what they may still say is not waited for.
+    fn count(&self, place: usize, digest: Digest) -> Count {
+        let holders = self.holders(digest);
+        let agree = (holders & !self.marked) | 1 << place;
+        let differ = self.those(|_, other| other != digest) & !self.marked;
+        Count { agree: size(agree), differ: size(differ), silent: size(self.silent & !self.marked) }
+    }
+
+    /// What more than half of all voters hold is right, whoever they are.
+    fn is_sound(&self, place: usize, digest: Digest) -> bool {
+        let Count { agree, differ, silent } = self.count(place, digest);
+        self.is_most(self.holders(digest)) || (2 <= agree && differ + silent < agree)
+    }
+
+    fn is_diverged(&self, place: usize, digest: Digest) -> bool {
+        let Count { agree, differ, silent } = self.count(place, digest);
+        let holders = self.holders(digest);
+        // Those who were marked by a tie may both be wrong, or none of them: whom all of them contradict is not
+        // believed alone.
+        let is_alone = size(holders) == 1 && self.is_most(self.those(|_, other| other != digest));
+        let is_outvoted = agree + silent < differ || (silent == 0 && (agree == differ || is_alone));
+        is_outvoted && !self.is_most(holders)
+    }
+}
+
+fn size(voters: u8) -> usize {
+    voters.count_ones() as usize
+}
+
+/// The places of those of whom something holds.
+fn bits(holds: impl Iterator<Item = bool>) -> u8 {
+    holds.enumerate().fold(0, |bits, (place, holds)| bits | u8::from(holds) << place)
+}
+
+/// Judges by what was heard of one op. Nobody is judged whom those could save or bring down that are waited for; on a tie,
+/// which only they could break, they are waited for too. Who is cleared counts again when the others are judged.
+fn judge(heard: Heard<'_>) -> Judgement {
+    let cleared = heard.those(|place, digest| heard.is_sound(place, digest));
+    let now = Heard { marked: heard.marked & !cleared, ..heard };
+    let diverged = now.those(|place, digest| now.is_diverged(place, digest)) & !heard.marked;
+    let sound = now.those(|place, digest| now.is_sound(place, digest)) & !now.marked;
+    let majority = (0..heard.digests.len()).find(|place| sound >> place & 1 == 1);
+    Judgement { diverged, sound, majority: majority.and_then(|place| heard.digests[place]) }
 }
 
 impl Replica {
@@ -251,10 +316,11 @@ impl Replica {
         let Some(row) = self.digests.rows.get(&op).copied() else { return };
         let (now, window) = (self.now.monotonic, self.options.timing.unheard_max);
         let voters = self.membership.voters.iter().map(|voter| voter.replica).zip(row);
+        let voters: Vec<_> = voters.collect();
         let is_there = |voter| voter == self.me || self.peers.is_heard(voter, now, window);
-        let silent = voters.clone().filter(|(voter, digest)| digest.is_none() && is_there(*voter)).count();
-        let Judgement { diverged, sound, majority } = judge(&row, silent);
-        let voters: alloc::vec::Vec<_> = voters.collect();
+        let silent = bits(voters.iter().map(|(voter, digest)| digest.is_none() && is_there(*voter)));
+        let (digests, marked) = (&row[..voters.len()], self.digests.marked());
+        let Judgement { diverged, sound, majority } = judge(Heard { digests, silent, marked });
         for (place, (replica, digest)) in voters.into_iter().enumerate() {
             let mark = &mut self.digests.marks[place];
             match *mark {
@@ -341,109 +407,225 @@ mod tests {
 
     use super::*;
 
-    /// The rule as it is written down, once everybody who can be heard is: who differs from more than it agrees with,
-    /// itself counted, is diverged; on a tie it is too.
-    fn by_the_rule(heard: &[Option<Digest>], place: usize) -> bool {
-        let own = heard[place];
-        let agree = heard.iter().filter(|other| other.is_some() && **other == own).count();
-        let differ = heard.iter().filter(|other| other.is_some() && **other != own).count();
-        own.is_some() && agree <= differ
-    }
-
     /// What a voter may be: gone, or there and not heard, or heard to hold one of so many states.
-    #[derive(Clone, Copy, PartialEq)]
-    enum Voter {
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Kind {
         Gone,
         Silent,
         Holds(u64),
     }
 
-    /// Everything that the silent may still say: each holds one of the states, or one that nobody else holds.
-    fn completions(voters: &[Voter]) -> Vec<Vec<Option<Digest>>> {
-        let mut all: Vec<Vec<Option<Digest>>> = std::vec![Vec::new()];
-        for (place, voter) in voters.iter().enumerate() {
-            let choices: Vec<Option<Digest>> = match voter {
-                Voter::Gone => std::vec![None],
-                Voter::Holds(state) => std::vec![Some(Digest(*state))],
-                Voter::Silent => {
-                    let states = (0..voters.len() as u64).chain([100 + place as u64]);
-                    states.map(|state| Some(Digest(state))).collect()
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    struct Voter {
+        kind: Kind,
+        marked: bool,
+    }
+
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Verdict {
+        Diverged,
+        /// As many against it as for it.
+        Tied,
+        Sound,
+        Unjudged,
+    }
+
+    /// The rule as it is written down, once everybody who is waited for is heard.
+    fn by_the_rule(voters: &[Voter], place: usize) -> Verdict {
+        let Kind::Holds(own) = voters[place].kind else { return Verdict::Unjudged };
+        let holders = |state| voters.iter().filter(|voter| voter.kind == Kind::Holds(state)).count();
+        // More than half of all voters are right, and who alone is against so many is not.
+        if voters.len() < 2 * holders(own) {
+            return Verdict::Sound;
+        }
+        let others =
+            voters.iter().filter(|voter| matches!(voter.kind, Kind::Holds(state) if state != own)).count();
+        let is_alone = holders(own) == 1 && voters.len() < 2 * others;
+        // The unmarked judge; whoever is marked and agrees with most of them is one of them again.
+        let weigh = |counts: &dyn Fn(&Voter) -> bool, state: u64| {
+            let (mut agree, mut differ) = (0, 0);
+            for voter in voters.iter().filter(|voter| counts(voter)) {
+                match voter.kind {
+                    Kind::Holds(other) if other == state => agree += 1,
+                    Kind::Holds(_) => differ += 1,
+                    Kind::Gone | Kind::Silent => {}
                 }
+            }
+            (agree, differ)
+        };
+        let is_cleared = |voter: &Voter| {
+            let Kind::Holds(state) = voter.kind else { return false };
+            let (agree, differ) = weigh(&|voter| !voter.marked, state);
+            voters.len() < 2 * holders(state) || (1 <= agree && differ <= agree)
+        };
+        let counts = |voter: &Voter| !voter.marked || is_cleared(voter);
+        if !counts(&voters[place]) {
+            return Verdict::Unjudged;
+        }
+        match weigh(&counts, own) {
+            (agree, differ) if agree < differ => Verdict::Diverged,
+            _ if is_alone => Verdict::Diverged,
+            (agree, differ) if agree == differ => Verdict::Tied,
+            (1, _) => Verdict::Unjudged,
+            _ => Verdict::Sound,
+        }
+    }
+
+    /// Everything that those who are waited for may still say: each holds one of the states, or one that nobody else
+    /// holds.
+    fn completions(voters: &[Voter]) -> Vec<Vec<Voter>> {
+        let mut all: Vec<Vec<Voter>> = std::vec![Vec::new()];
+        for (place, voter) in voters.iter().enumerate() {
+            let kinds: Vec<Kind> = match voter.kind {
+                Kind::Silent if !voter.marked => {
+                    (0..voters.len() as u64).chain([100 + place as u64]).map(Kind::Holds).collect()
+                }
+                kind => std::vec![kind],
             };
-            all = all
-                .into_iter()
-                .flat_map(|begun| {
-                    choices.iter().map(move |choice| begun.iter().copied().chain([*choice]).collect())
-                })
-                .collect();
+            let with = |begun: Vec<Voter>| {
+                let choices = kinds.iter().map(|kind| Voter { kind: *kind, ..*voter });
+                choices.map(|choice| begun.iter().copied().chain([choice]).collect()).collect::<Vec<_>>()
+            };
+            all = all.into_iter().flat_map(with).collect();
         }
         all
     }
 
-    fn every_set(count: usize) -> Vec<Vec<Voter>> {
-        let states = (0..count as u64).map(Voter::Holds);
-        let kinds: Vec<Voter> = [Voter::Gone, Voter::Silent].into_iter().chain(states).collect();
-        (0..kinds.len().pow(count as u32))
-            .map(|number| {
-                (0..count as u32).map(|place| kinds[number / kinds.len().pow(place) % kinds.len()]).collect()
-            })
-            .collect()
+    fn every_set(count: usize) -> impl Iterator<Item = Vec<Voter>> {
+        let states = (0..count as u64).map(Kind::Holds);
+        let kinds: Vec<Kind> = [Kind::Gone, Kind::Silent].into_iter().chain(states).collect();
+        let all: Vec<Voter> =
+            kinds.into_iter().flat_map(|kind| [false, true].map(|marked| Voter { kind, marked })).collect();
+        (0..all.len().pow(count as u32)).map(move |number| {
+            (0..count as u32).map(|place| all[number / all.len().pow(place) % all.len()]).collect()
+        })
     }
 
-    /// Every set of one to four voters.
+    fn judged(voters: &[Voter]) -> Judgement {
+        let digests: Vec<Option<Digest>> = voters
+            .iter()
+            .map(|voter| if let Kind::Holds(state) = voter.kind { Some(Digest(state)) } else { None })
+            .collect();
+        let silent = bits(voters.iter().map(|voter| voter.kind == Kind::Silent));
+        judge(Heard { digests: &digests, silent, marked: bits(voters.iter().map(|voter| voter.marked)) })
+    }
+
+    /// Every set of one to four voters, each of them marked or not.
     #[test]
-    fn nobody_is_judged_whom_a_silent_voter_could_save_and_everybody_else_by_the_rule() {
+    fn nobody_is_judged_whom_one_who_is_waited_for_could_save_and_everybody_else_by_the_rule() {
         let mut looked_at = 0;
         for count in 1..=4 {
             for voters in every_set(count) {
-                let heard: Vec<Option<Digest>> = voters
-                    .iter()
-                    .map(|voter| match voter {
-                        Voter::Gone | Voter::Silent => None,
-                        Voter::Holds(state) => Some(Digest(*state)),
-                    })
-                    .collect();
-                let silent = voters.iter().filter(|voter| **voter == Voter::Silent).count();
-                let judgement = judge(&heard, silent);
+                let judgement = judged(&voters);
                 let ends = completions(&voters);
                 for place in 0..count {
-                    let is_heard = heard[place].is_some();
-                    let diverged = judgement.diverged >> place & 1 == 1;
-                    let sound = judgement.sound >> place & 1 == 1;
-                    // A tie that the silent could make is none yet.
-                    let always = ends.iter().all(|end| by_the_rule(end, place));
-                    let tied = |end: &Vec<Option<Digest>>| {
-                        let agree = end.iter().filter(|other| **other == end[place]).count();
-                        2 * agree == end.iter().flatten().count()
-                    };
-                    let strictly = always && (silent == 0 || !ends.iter().any(tied));
-                    assert_eq!(diverged, is_heard && strictly, "{heard:?}, {silent} silent, place {place}");
-                    let never = !ends.iter().any(|end| by_the_rule(end, place));
-                    let supported = heard.iter().filter(|other| **other == heard[place]).count();
-                    assert_eq!(sound, is_heard && never && 2 <= supported, "{heard:?}, {silent} silent");
-                    assert!(!sound || judgement.majority == heard[place]);
+                    let verdicts: Vec<Verdict> = ends.iter().map(|end| by_the_rule(end, place)).collect();
+                    let is_heard = matches!(voters[place].kind, Kind::Holds(_));
+                    let all = |wanted| is_heard && verdicts.iter().all(|verdict| *verdict == wanted);
+                    let tied = ends.len() == 1 && all(Verdict::Tied);
+                    let is_diverged = judgement.diverged >> place & 1 == 1;
+                    let is_sound = judgement.sound >> place & 1 == 1;
+                    let is_new = (all(Verdict::Diverged) || tied) && !voters[place].marked;
+                    assert_eq!(is_diverged, is_new, "{voters:?}, {place}: {verdicts:?}");
+                    // One who is waited for may yet clear others, and make a tie of it: no reason to wait.
+                    let may_be = is_heard
+                        && verdicts.iter().all(|verdict| [Verdict::Sound, Verdict::Tied].contains(verdict));
+                    let is_right = is_sound == all(Verdict::Sound) || (is_sound && may_be);
+                    assert!(is_right, "{voters:?}, {place}: {verdicts:?}");
+                    let own =
+                        if let Kind::Holds(state) = voters[place].kind { Some(Digest(state)) } else { None };
+                    assert!(!is_sound || judgement.majority == own);
                 }
                 looked_at += 1;
             }
         }
         println!("{looked_at} sets of answers");
-        assert_eq!(looked_at, 3 + 16 + 125 + 1_296);
+        assert_eq!(looked_at, 6 + 64 + 1_000 + 20_736);
+    }
+
+    /// Every set of one to five voters: with the marked ones away nobody is better off, unless more than half of all
+    /// voters hold the same, or are against it alone.
+    #[test]
+    fn a_marked_voter_brings_no_unmarked_one_down_whatever_it_holds() {
+        let mut brought_down = 0;
+        for count in 1..=5 {
+            for voters in every_set(count) {
+                let judgement = judged(&voters);
+                if judgement.diverged == 0 {
+                    continue;
+                }
+                let holders = |state| voters.iter().filter(|voter| voter.kind == Kind::Holds(state)).count();
+                let has_most = (0..count as u64).any(|state| count < 2 * holders(state));
+                let is_cleared = voters
+                    .iter()
+                    .enumerate()
+                    .any(|(place, voter)| voter.marked && judgement.sound >> place & 1 == 1);
+                let gone = |voter: &Voter| Voter {
+                    kind: if voter.marked { Kind::Gone } else { voter.kind },
+                    ..*voter
+                };
+                let without = judged(&voters.iter().map(gone).collect::<Vec<_>>());
+                for place in (0..count).filter(|place| judgement.diverged >> place & 1 == 1) {
+                    let Kind::Holds(own) = voters[place].kind else { panic!("it was not heard: {voters:?}") };
+                    let heard = voters.iter().filter(|voter| matches!(voter.kind, Kind::Holds(_))).count();
+                    let is_alone = holders(own) == 1 && count < 2 * (heard - 1);
+                    let by_the_unmarked = without.diverged >> place & 1 == 1;
+                    assert!(by_the_unmarked || has_most || is_alone || is_cleared, "{voters:?}: {place}");
+                    brought_down += usize::from(by_the_unmarked);
+                }
+            }
+        }
+        assert!(10_000 < brought_down, "{brought_down}");
+    }
+
+    fn holds(states: &[(u64, bool)]) -> Vec<Voter> {
+        states.iter().map(|(state, marked)| Voter { kind: Kind::Holds(*state), marked: *marked }).collect()
+    }
+
+    const SILENT: Voter = Voter { kind: Kind::Silent, marked: false };
+    const GONE: Voter = Voter { kind: Kind::Gone, marked: false };
+    const GONE_MARKED: Voter = Voter { kind: Kind::Gone, marked: true };
+
+    fn verdict(voters: &[Voter]) -> (u8, u8) {
+        let Judgement { diverged, sound, majority } = judged(voters);
+        assert_eq!(majority.is_some(), sound != 0);
+        (diverged, sound)
     }
 
     #[test]
     fn a_minority_is_diverged_both_sides_of_a_tie_are_and_so_is_everybody_without_a_majority() {
-        let (a, b, c) = (Some(Digest(1)), Some(Digest(2)), Some(Digest(3)));
-        let judged = |heard: &[Option<Digest>], silent| {
-            let Judgement { diverged, sound, majority } = judge(heard, silent);
-            (diverged, sound, majority)
-        };
-        assert_eq!(judged(&[a, b, a], 0), (0b010, 0b101, a));
-        assert_eq!(judged(&[a, b, None], 0), (0b011, 0, None));
-        assert_eq!(judged(&[a, b, None], 1), (0, 0, None));
-        assert_eq!(judged(&[a, b, c], 0), (0b111, 0, None));
-        assert_eq!(judged(&[a, a, b, b], 0), (0b1111, 0, None));
-        assert_eq!(judged(&[a, a, b, b, None], 1), (0, 0, None));
-        assert_eq!(judged(&[a, a, b, b, a], 0), (0b01100, 0b10011, a));
-        assert_eq!(judged(&[a], 0), (0, 0, None));
+        let unmarked =
+            |states: &[u64]| holds(&states.iter().map(|state| (*state, false)).collect::<Vec<_>>());
+        let and = |states: &[u64], other| [unmarked(states), std::vec![other]].concat();
+        assert_eq!(verdict(&unmarked(&[1, 2, 1])), (0b010, 0b101));
+        assert_eq!(verdict(&and(&[1, 2], GONE)), (0b011, 0));
+        assert_eq!(verdict(&and(&[1, 2], SILENT)), (0, 0));
+        assert_eq!(verdict(&unmarked(&[1, 2, 3])), (0b111, 0));
+        assert_eq!(verdict(&unmarked(&[1, 1, 2, 2])), (0b1111, 0));
+        assert_eq!(verdict(&and(&[1, 1, 2, 2], SILENT)), (0, 0));
+        assert_eq!(verdict(&unmarked(&[1, 1, 2, 2, 1])), (0b01100, 0b10011));
+        assert_eq!(verdict(&unmarked(&[1])), (0, 1));
+    }
+
+    #[test]
+    fn the_marked_are_left_out_until_they_agree_with_the_others_or_are_more_than_half_of_all() {
+        let (yes, no) = (true, false);
+        let and = |states: &[(u64, bool)], others: &[Voter]| [holds(states), others.to_vec()].concat();
+        // One of three is marked, and the third is away, for a while or for ever.
+        assert_eq!(verdict(&and(&[(1, no), (2, yes)], &[GONE])), (0, 0));
+        assert_eq!(verdict(&and(&[(1, no), (2, no)], &[GONE_MARKED])), (0b011, 0));
+        // It has come to the same again, and breaks the next tie.
+        assert_eq!(verdict(&and(&[(1, no), (1, yes)], &[GONE])), (0, 0b011));
+        assert_eq!(verdict(&holds(&[(1, no), (2, no), (1, yes)])), (0b010, 0b101));
+        // Two of five that slipped alike, and one alone against them.
+        assert_eq!(verdict(&and(&[(1, no), (2, yes), (2, yes)], &[GONE, GONE])), (0, 0));
+        assert_eq!(verdict(&and(&[(2, yes), (2, yes)], &[SILENT, GONE, GONE])), (0, 0));
+        // All marked: a majority of those who are there is not enough, for a death could make one out of a tie.
+        assert_eq!(verdict(&and(&[(1, yes), (1, yes), (2, yes)], &[GONE_MARKED, GONE])), (0, 0));
+        assert_eq!(verdict(&and(&[(1, yes), (1, yes), (2, yes), (1, yes)], &[GONE])), (0, 0b1011));
+        assert_eq!(verdict(&and(&[(1, yes), (1, yes)], &[SILENT])), (0, 0b011));
+        // A third that comes back to two that were marked by a tie: it decides, or they are three with three states.
+        assert_eq!(verdict(&holds(&[(1, yes), (2, yes), (1, no)])), (0, 0b101));
+        assert_eq!(verdict(&holds(&[(1, yes), (2, yes), (3, no)])), (0b100, 0));
     }
 }
