@@ -477,6 +477,16 @@ fn problems(replica: &Value) -> Vec<String> {
         let [op, call, message] = ["op", "call", "message"].map(|name| text(&halted[name]));
         problems.push(format!("halted at op {op}, {call}: {message}"));
     }
+    match &*text(&replica["clocks"]) {
+        "own_is_off" => {
+            problems.push("its clock is more than a second off; it leads only if nobody else can".to_owned())
+        }
+        "disagree" => problems.push(
+            "no majority of clocks agrees what time it is; calls of unknown end are not repeated meanwhile"
+                .to_owned(),
+        ),
+        _ => {}
+    }
     if replica["fetching_state"] == true {
         problems
             .push(format!("fetches a state, for its log can't bring it on from op {}", replica["applied"]));

@@ -20,6 +20,9 @@ pub struct Attempt {
     pub kind: AttemptKind,
     /// The stamp under which it starts: it may pass the gate only while a read round of this stamp is fresh.
     pub stamp: Stamp,
+    /// For a call that may repeat one of unknown end: from then on its sink may know the key no more. It must have left
+    /// before, by what a quorum of clocks agrees on, or not leave at all.
+    pub key_known_until: Option<Timestamp>,
     /// The sink.
     pub sink: SinkName,
     /// The sink as it was set when the attempt was ordered.

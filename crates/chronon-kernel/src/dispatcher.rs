@@ -255,6 +255,9 @@ impl Dispatcher {
                 if self.mutations.breaks(Mutation::NewKeyPerAttempt) {
                     attempt.key = EffectKey::of_attempt(&attempt.key, attempt.number, stamp);
                 }
+                if self.mutations.breaks(Mutation::RepeatWithoutClocks) {
+                    attempt.key_known_until = None;
+                }
                 if attempt.kind == AttemptKind::Probe {
                     self.note_probe(now, order.effect, engine);
                 }

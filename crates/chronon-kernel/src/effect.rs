@@ -134,6 +134,11 @@ impl Effect {
 
     /// No call may start at or after this time: its deadline, or the end of the sink's window less the margin.
     pub(crate) fn start_before(&self, margin: Duration) -> Timestamp {
+        self.window_end(margin).min(self.deadline.unwrap_or(Timestamp::MAX))
+    }
+
+    /// Until when its sink knows the key of a call that may have been made before, less the margin.
+    pub(crate) fn window_end(&self, margin: Duration) -> Timestamp {
         let since = match self.phase {
             Phase::Released(_) | Phase::Claimed(_) => Some(self.unknown_since.unwrap_or(self.released)),
             Phase::Scheduled(_)
@@ -142,11 +147,10 @@ impl Effect {
             | Phase::Waiting(_)
             | Phase::Parked(_) => self.unknown_since,
         };
-        let window_end = match (self.contract, since) {
+        match (self.contract, since) {
             (Contract::Idempotent { window, .. }, Some(since)) => since + window.saturating_sub(margin),
             (_, _) => Timestamp::MAX,
-        };
-        window_end.min(self.deadline.unwrap_or(Timestamp::MAX))
+        }
     }
 
     /// When something has to be done about it, if nobody does anything.

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chronon_kernel::{Attempt, AttemptEnd, Ended, Evidence, SinkName};
+use chronon_node::Gate;
 use chronon_sinks::GateHandle;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -12,6 +13,7 @@ use tracing::{debug, error, warn};
 
 use crate::admission::Admission;
 use crate::apply::BackMessage;
+use crate::clock::Clock;
 use crate::counters::Counters;
 use crate::mailbox::Mailbox;
 
@@ -38,7 +40,7 @@ impl FrozenSinks {
 #[derive(Clone)]
 pub(crate) struct Attempts {
     pub(crate) admission: Admission,
-    pub(crate) gate: GateHandle,
+    pub(crate) gate: Arc<Mutex<Gate>>,
     pub(crate) frozen: FrozenSinks,
     pub(crate) pool: Handle,
     pub(crate) permits: Arc<Semaphore>,
@@ -62,7 +64,7 @@ impl Attempts {
         let Ok(_permit) = self.permits.acquire().await else { return AttemptEnd::Abandoned };
         // It may have waited for its place: the gate may have closed meanwhile.
         let gate = self.gate_of(&attempt);
-        if !gate.passes(attempt.stamp) {
+        if !gate.passes() {
             self.counters.attempts_abandoned.add();
             return AttemptEnd::Abandoned;
         }
@@ -102,10 +104,15 @@ impl Attempts {
     /// The gate of one attempt: nothing passes it either while the sink is frozen (protocol §13.3). What was past the
     /// gate when this process was stopped, and left afterwards, is counted.
     fn gate_of(&self, attempt: &Attempt) -> GateHandle {
-        let (gate, frozen, sink) = (self.gate.clone(), self.frozen.clone(), attempt.sink.clone());
+        let (gate, frozen, sink) = (Arc::clone(&self.gate), self.frozen.clone(), attempt.sink.clone());
+        let (stamp, until) = (attempt.stamp, attempt.key_known_until);
         let (effect, number, fence) = (attempt.effect, attempt.number.0, attempt.fence());
         let counters = Arc::clone(&self.counters);
-        GateHandle::new(move |stamp| gate.passes(stamp) && !frozen.hold(&sink)).on_late(move || {
+        let passes = move || {
+            let gate = *gate.lock().unwrap_or_else(PoisonError::into_inner);
+            gate.passes(stamp, until, Clock.monotonic()) && !frozen.hold(&sink)
+        };
+        GateHandle::new(passes).on_late(move || {
             counters.attempts_left_late.add();
             warn!(%effect, attempt = number, %fence, "an attempt may have left after the gate closed");
         })

@@ -77,10 +77,10 @@ where
                 Ok(effect) => effect,
                 Err(error) => return definite(format!("the effect can't be read: {error}")),
             };
-            if !gate.passes(attempt.stamp) {
+            if !gate.passes() {
                 return AttemptEnd::Abandoned;
             }
-            let (stamp, fence) = (attempt.stamp, attempt.fence());
+            let fence = attempt.fence();
             let call = Call {
                 effect,
                 id: attempt.effect,
@@ -97,7 +97,7 @@ where
             let call = std::future::poll_fn(|cx| {
                 let end = call.as_mut().poll(cx);
                 if !std::mem::replace(&mut begun, true) {
-                    gate.left(stamp);
+                    gate.left();
                 }
                 end
             });

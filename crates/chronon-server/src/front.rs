@@ -16,8 +16,8 @@ use chronon_node::{
     Front, FrontInput, FrontOutput, FrontStatus, Gate, Room, ToBack, ToFront, Token, VaultReport,
 };
 use chronon_vsr::{
-    ClusterId, Digest, Durable, Event, Instant, Loss, Message, Op, Payload, Quarantine, ReplicaId, Role,
-    Status, Write, WriteNumber,
+    Clocks, ClusterId, Digest, Durable, Event, Instant, Loss, Message, Op, Payload, Quarantine, ReplicaId,
+    Role, Status, Write, WriteNumber,
 };
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::sleep;
@@ -73,6 +73,7 @@ pub(crate) struct FrontReport {
     pub(crate) unanswered: usize,
     /// What it can't go on without and nobody has.
     pub(crate) loss: Option<Loss>,
+    pub(crate) clocks: Clocks,
     /// This replica's part of `GET /v1/cluster`.
     pub(crate) json: String,
 }
@@ -295,6 +296,11 @@ impl FrontThread {
                 let replicas: Vec<u8> = replicas.iter().map(|replica| replica.value()).collect();
                 serde_json::json!({"what": what.to_string(), "op": what.op().value(), "replicas": replicas})
             }),
+            "clocks": match replica.clocks() {
+                Clocks::Agree => "agree",
+                Clocks::OwnIsOff => "own_is_off",
+                Clocks::Disagree => "disagree",
+            },
             "queued": status.queued,
             "intake": {
                 "slowed_for": intake.slowed.map(|(voter, _)| voter.value()),
@@ -358,6 +364,7 @@ impl FrontThread {
                     halted: self.front.borrow().halted().cloned(),
                     unanswered: self.waiters.borrow().len(),
                     loss: self.front.borrow().replica().loss().cloned(),
+                    clocks: self.front.borrow().replica().clocks(),
                     json: self.status_json(),
                 };
                 // Nobody waits any more: the caller went away.

@@ -7,13 +7,13 @@ use std::marker::PhantomData;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use chronon_client::{Client, ClientOptions, TypedClient};
 use chronon_kernel::{Contract, Engine, EngineOptions, Lineage, SinkName, SinkSpec, StateMachine};
 use chronon_node::{Back, Front, Gate};
-use chronon_sinks::{ConfigError, Executor, Executors, GateHandle, Secrets};
+use chronon_sinks::{ConfigError, Executor, Executors, Secrets};
 use chronon_storage::{
     DataDirectory, Disk, Expect, File, FormatError, Journal, OpenError, Operation, RealDisk, UnflushedDisk,
     Vault, VaultError,
@@ -413,13 +413,6 @@ async fn start(
     let stop = Stop::new();
     let counters = Arc::new(Counters::default());
     let gate = Arc::new(Mutex::new(Gate::CLOSED));
-    let gate_handle = {
-        let gate = Arc::clone(&gate);
-        GateHandle::new(move |stamp| {
-            let gate = *gate.lock().unwrap_or_else(PoisonError::into_inner);
-            gate.passes(stamp, Clock.monotonic())
-        })
-    };
     let wal_mailbox = Mailbox::new();
     let back_mailbox: Mailbox<BackMessage> = Mailbox::new();
     let (durable_sender, durable) = mpsc::channel(INLET_SIZE);
@@ -456,7 +449,7 @@ async fn start(
     let frozen = FrozenSinks::default();
     let attempts = Attempts {
         admission: admission.clone(),
-        gate: gate_handle,
+        gate: Arc::clone(&gate),
         frozen: frozen.clone(),
         pool: pool.handle().clone(),
         permits: Arc::new(Semaphore::new(config.limits.attempts_max)),

@@ -11,6 +11,9 @@ use crate::{Envelope, Fate, Fault, Menu, SinkBehaviour, Violation, World};
 /// How long a plot waits for its moment.
 const PATIENCE: Duration = Duration::from_millis(400);
 
+/// How long the power is gone at least.
+pub(crate) const BLACKOUT_MIN: Duration = Duration::from_secs(24);
+
 /// A misfortune with a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Plot {
@@ -39,10 +42,12 @@ pub(crate) enum Plot {
     Hollow,
     /// Sinks act long after they were asked, and meanwhile all clocks are set forward together.
     Warp,
+    /// The power is gone for longer than sinks remember keys, and fewer clocks than a quorum stood still meanwhile.
+    Blackout,
 }
 
 impl Plot {
-    const ALL: [Plot; 12] = [
+    const ALL: [Plot; 13] = [
         Plot::Stranded,
         Plot::OneHeard,
         Plot::ReadBack,
@@ -55,10 +60,12 @@ impl Plot {
         Plot::BadNews,
         Plot::Hollow,
         Plot::Warp,
+        Plot::Blackout,
     ];
 
-    /// The plots that need no other kinds of misfortune than these.
-    pub(crate) fn of(menu: &Menu, replicas: usize) -> Vec<Plot> {
+    /// The plots that need no other kinds of misfortune than these. `forgets`: some sink forgets keys within a blackout;
+    /// few do, so where one does it is likely to be tried.
+    pub(crate) fn of(menu: &Menu, replicas: usize, forgets: bool) -> Vec<Plot> {
         let possible = |plot: &Plot| match plot {
             Plot::Stranded | Plot::OneHeard => menu.partition && menu.kill && 3 <= replicas,
             Plot::ReadBack => menu.kill && menu.power && 2 <= replicas,
@@ -70,8 +77,11 @@ impl Plot {
             Plot::BadNews => menu.partition && menu.sinks && 3 <= replicas,
             Plot::Hollow => menu.kill && menu.rot && replicas == 3,
             Plot::Warp => menu.clock && menu.sinks,
+            Plot::Blackout => menu.clock && menu.sinks && menu.power && 2 <= replicas && forgets,
         };
-        Plot::ALL.into_iter().filter(possible).collect()
+        let weight = |plot: Plot| if plot == Plot::Blackout { 12 } else { 1 };
+        let plots = Plot::ALL.into_iter().filter(possible);
+        plots.flat_map(|plot| std::iter::repeat_n(plot, weight(plot))).collect()
     }
 
     /// Lets the plot take its course. `victim` is the only replica whose disk may rot.
@@ -93,6 +103,7 @@ impl Plot {
             Plot::BadNews => stage.bad_news(),
             Plot::Hollow => stage.hollow(victim),
             Plot::Warp => stage.warp(),
+            Plot::Blackout => stage.blackout(),
         }
     }
 }
@@ -432,6 +443,35 @@ impl Stage<'_> {
         Ok(())
     }
 
+    fn blackout(&mut self) -> Played {
+        let usual = self.world.config().sinks;
+        self.world.set_sinks(SinkBehaviour { act_silent: 1_000_000, ..SinkBehaviour::GOOD });
+        let acts = self.world.acts();
+        self.until(PATIENCE, move |world| acts < world.acts())?;
+        let pause = self.millis(0, 50);
+        self.run(pause)?;
+        self.world.set_sinks(usual);
+        let replicas = self.world.replicas();
+        let outage = self.millis(BLACKOUT_MIN.as_millis() as u64, 40_000);
+        let stood_still = self.prng.between(1, Quorums::of(replicas.len()).view_change as u64 - 1) as usize;
+        // Views go round: the next one is led by the replica behind the primary.
+        let behind =
+            index(self.primary) + if self.prng.chance(1, 2) { 1 } else { self.prng.below(6) as usize };
+        let first = behind % replicas.len();
+        for (place, replica) in replicas.iter().copied().cycle().skip(first).take(replicas.len()).enumerate()
+        {
+            self.world.inflict(Fault::PowerOff(replica));
+            let boot = self.millis(0, 1_500);
+            self.world.inflict_after(outage + boot, Fault::Start(replica));
+            if place < stood_still {
+                self.world.inflict(Fault::Clock(replica, -(outage.as_nanos() as i64)));
+                let set_right = self.millis(6_000, 15_000);
+                self.world.inflict_after(outage + set_right, Fault::Clock(replica, 0));
+            }
+        }
+        self.run(outage + Duration::from_secs(3))
+    }
+
     fn hollow(&mut self, victim: ReplicaId) -> Played {
         let primary = self.primary;
         let Some(late) = self.others.iter().copied().find(|other| *other != victim) else { return Ok(()) };
@@ -551,6 +591,11 @@ impl World {
         leaders
             .sort_by_key(|machine| machine.process.as_ref().map(|process| process.front.replica().stamp()));
         leaders.into_iter().map(|machine| machine.id)
+    }
+
+    /// How often sinks have acted.
+    fn acts(&self) -> usize {
+        self.sinks.values().map(|sink| sink.ledger().len()).sum()
     }
 
     /// How many views have begun.

@@ -234,6 +234,11 @@ impl Sink {
         &self.reached
     }
 
+    /// Whether it knows keys for a shorter time than this.
+    pub(crate) fn forgets_within(&self, time: Duration) -> bool {
+        matches!(self.kind, SinkKind::Deduplicating { window, .. } if window < time)
+    }
+
     /// Whether the connection is refused before a byte leaves.
     pub(crate) fn refuses(&mut self, now: Instant) -> bool {
         now < self.down_until || self.chance(self.behaviour.refuse)

@@ -11,7 +11,7 @@ use chronon_kernel::{Contract, EffectFilter, Parked, RequestResult};
 use chronon_vsr::{Duration, Instant, Mutations, Op, Prng, Quorums, ReplicaId, Ring};
 
 use crate::performance;
-use crate::plot::Plot;
+use crate::plot::{BLACKOUT_MIN, Plot};
 use crate::{
     BankWorkload, Checker, ClientConfig, Config, DiskConfig, Fault, Harm, NetworkConfig, Pace, Region,
     RegisterWorkload, SinkBehaviour, Trace, TraceMode, Violation, Workload, World,
@@ -687,7 +687,8 @@ impl Run {
         while world.now() < end && !world.clients_done() {
             let pause = crate::network::exponential(&mut self.prng, self.fault_mean);
             run(world, pause)?;
-            let plots = Plot::of(&self.menu, self.config.replicas);
+            let forgets = world.sinks.values().any(|sink| sink.forgets_within(BLACKOUT_MIN));
+            let plots = Plot::of(&self.menu, self.config.replicas, forgets);
             if !plots.is_empty() && self.prng.chance(1, 3) {
                 self.faults += 1;
                 let plot = plots[self.prng.below(plots.len() as u64) as usize];

@@ -86,7 +86,7 @@ impl HttpSink {
             Ok(prepared) => prepared,
             Err(why) => return unsent(attempt.kind, why.to_string()),
         };
-        let passage = Passage::new(gate, attempt.stamp);
+        let passage = Passage::new(gate);
         let exchange = self.exchange(prepared, &config, &passage);
         let exchanged = match tokio::time::timeout(attempt.timeout(), exchange).await {
             Ok(exchanged) => exchanged,

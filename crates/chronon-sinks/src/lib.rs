@@ -16,7 +16,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use chronon_kernel::{Attempt, AttemptEnd};
-use chronon_vsr::Stamp;
 
 #[cfg(feature = "http")]
 pub use http::{HttpSink, PublicOnly};
@@ -44,16 +43,16 @@ pub trait Executor: Send + Sync {
 /// An attempt under way.
 pub type ExecuteFuture = Pin<Box<dyn Future<Output = AttemptEnd> + Send>>;
 
-/// Asks the gate (protocol §13.3) whether an attempt that was ordered under a stamp may leave now.
+/// Asks the gate (protocol §13.3) whether an attempt may leave now.
 #[derive(Clone)]
 pub struct GateHandle {
-    passes: Arc<dyn Fn(Stamp) -> bool + Send + Sync>,
+    passes: Arc<dyn Fn() -> bool + Send + Sync>,
     late: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl GateHandle {
     /// A handle that asks `passes`, from any thread, right before a first byte leaves.
-    pub fn new(passes: impl Fn(Stamp) -> bool + Send + Sync + 'static) -> GateHandle {
+    pub fn new(passes: impl Fn() -> bool + Send + Sync + 'static) -> GateHandle {
         GateHandle { passes: Arc::new(passes), late: Arc::new(|| ()) }
     }
 
@@ -62,15 +61,15 @@ impl GateHandle {
         GateHandle { late: Arc::new(late), ..self }
     }
 
-    /// Whether an attempt of this stamp may leave now.
-    pub fn passes(&self, stamp: Stamp) -> bool {
-        (self.passes)(stamp)
+    /// Whether the attempt may leave now.
+    pub fn passes(&self) -> bool {
+        (self.passes)()
     }
 
     /// To be called right after the first byte left. A process can be stopped between the look at the gate and the
     /// byte; nothing in it can prevent that, but a second look tells it afterwards.
-    pub fn left(&self, stamp: Stamp) {
-        if !self.passes(stamp) {
+    pub fn left(&self) {
+        if !self.passes() {
             (self.late)();
         }
     }

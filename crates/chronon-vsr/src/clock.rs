@@ -18,6 +18,17 @@ const FRESH: Duration = Duration::from_secs(10);
 /// How far a clock that counts as right may be from true time: two such clocks differ by at most a second (§13.9).
 const TOLERANCE: Duration = Duration::from_millis(500);
 
+/// What is known of the wall clocks of a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clocks {
+    /// A quorum agrees what time it is, and this replica's own clock with it.
+    Agree,
+    /// A quorum agrees, and this replica's own clock is more than a second from that.
+    OwnIsOff,
+    /// No quorum agrees.
+    Disagree,
+}
+
 /// The clocks of other voters, as their Pongs showed them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Clock {
@@ -94,6 +105,17 @@ impl Clock {
         clocks.push(now.wall);
         clocks.sort_unstable();
         clocks[(clocks.len() - 1) / 2]
+    }
+
+    /// Whether a quorum agrees, and our own clock with it.
+    pub(crate) fn state(&self, now: Now, quorum: usize) -> Clocks {
+        match self.agreed(now, quorum) {
+            None => Clocks::Disagree,
+            Some((low, high)) if now.wall + TOLERANCE < low || high + TOLERANCE < now.wall => {
+                Clocks::OwnIsOff
+            }
+            Some(_) => Clocks::Agree,
+        }
     }
 
     /// The interval that lies within the bounds of the most clocks, our own among them, if those are at least
@@ -224,6 +246,22 @@ mod tests {
             let mut clock = Clock::new();
             pong(&mut clock, 1, 0, MILLI, apart * MILLI as i64);
             assert_eq!(agreed(&clock, SECOND, 0, 2).is_some(), agree, "{apart} ms apart");
+        }
+    }
+
+    #[test]
+    fn our_clock_is_off_by_more_than_a_second_only_where_a_quorum_of_others_says_so() {
+        let mut clock = Clock::new();
+        pong(&mut clock, 1, 0, MILLI, 0);
+        let off_by = |clock: &Clock, millis: i64| clock.state(now(SECOND, millis * MILLI as i64), 2);
+        assert_eq!(off_by(&clock, 0), Clocks::Agree);
+        assert_eq!(off_by(&clock, 60_000), Clocks::Disagree);
+        pong(&mut clock, 2, 0, MILLI, 0);
+        for millis in [0, 990, -990] {
+            assert_eq!(off_by(&clock, millis), Clocks::Agree, "{millis} ms");
+        }
+        for millis in [1_010, -1_010, 3_600_000, -3_600_000] {
+            assert_eq!(off_by(&clock, millis), Clocks::OwnIsOff, "{millis} ms");
         }
     }
 

@@ -94,6 +94,8 @@ pub enum Abdication {
     DiskFull,
     /// Its state is not the cluster's, and somebody else is there to lead.
     Diverged,
+    /// Its wall clock is more than a second from where a quorum's agree that it is.
+    ClockOff,
     /// An operator, or a clean shutdown, asked for it.
     Asked,
 }

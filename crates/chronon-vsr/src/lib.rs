@@ -29,6 +29,7 @@ mod ring;
 mod time;
 
 pub use checksum::{CHUNK_LIST_SIZE_MAX, CHUNK_SIZE_MAX, Checksum};
+pub use clock::Clocks;
 pub use durable::{
     Checkpoint, Durable, PeerMemory, Recovered, RecoveredEntry, Verdict, VsrState, Write, WriteNumber,
 };

@@ -110,6 +110,8 @@ mutations! {
     ProbeFirmAtOnce,
     /// A probe's "no" counts once log time has passed `settle`, though the clock of the primary that asks has not.
     ProbeFirmByLogTime,
+    /// A call of unknown end is made again by the primary's own clock, though its sink may have forgotten the key.
+    RepeatWithoutClocks,
     /// A call of unknown end counts as one that never reached the sink.
     AmbiguousIsDefinite,
     /// A sink's firm no speaks for every call before it, one of unknown end too.

@@ -290,6 +290,8 @@ pub struct RoundConfirmed {
     pub stamp: Stamp,
     /// When the round was sent, on this replica's monotonic clock.
     pub sent: crate::Instant,
+    /// The latest that it can have been then by what a quorum of clocks agrees on. None: they don't agree.
+    pub latest: Option<crate::Timestamp>,
 }
 
 /// An entry that was just prepared.

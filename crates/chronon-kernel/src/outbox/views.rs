@@ -6,6 +6,7 @@ use std::sync::Arc;
 use chronon_vsr::{Duration, Stamp, Timestamp};
 
 use super::{Callback, Outbox};
+use crate::delivery::Doubt;
 use crate::effect::{Effect, Phase};
 use crate::view::{
     ActView, Asked, ClaimState, EffectFilter, EffectState, EffectView, EngineStatus, Order, SinkView,
@@ -185,12 +186,15 @@ impl Outbox {
         // The log has not seen this stamp yet, and an earlier primary may have started the attempt of this number.
         let ahead =
             order.claim == ClaimState::NotNeeded && self.books.place.born.is_some_and(|born| born < stamp);
+        let repeats = ahead || effect.doubt(self.books.place.reign) == Doubt::Possible;
+        let window_end = effect.window_end(self.books.margin(&sink.spec));
         Some(Attempt {
             effect: order.effect,
             key: effect.key.clone(),
             number: AttemptNumber(order.number.0 + u32::from(ahead)),
             kind: order.kind,
             stamp,
+            key_known_until: (repeats && window_end < Timestamp::MAX).then_some(window_end),
             sink: effect.sink.clone(),
             spec: Arc::clone(&sink.spec),
             lane: effect.lane.as_deref().map(str::to_owned),

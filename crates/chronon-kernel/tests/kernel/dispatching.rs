@@ -8,7 +8,7 @@ use chronon_kernel::{
 };
 use chronon_vsr::{Duration, Instant, Mutations, Now, Stamp};
 
-use crate::log::{Log, SECOND, ambiguous, delivered, emit_to, not_found, spec};
+use crate::log::{Log, SECOND, ambiguous, definite, delivered, emit_to, not_found, spec};
 use crate::probe_machine::{Act, Ending};
 
 /// A dispatcher at a log. What it proposes is kept until the test says what becomes of it.
@@ -84,6 +84,13 @@ impl Desk {
 
     fn serve(&mut self, stamp: Option<Stamp>) {
         self.hear(DispatcherInput::Serving(stamp));
+    }
+
+    /// Another primary leads, with this dispatcher as its own.
+    fn fail_over(&mut self) {
+        self.serve(None);
+        self.log.fail_over();
+        self.serve(Some(self.log.stamp));
     }
 }
 
@@ -162,10 +169,7 @@ fn a_new_primary_with_older_claims_proposes_an_op_at_its_start_and_starts_nothin
     let id = desk.emit(vec![emit_to("sink")])[0];
     desk.order_proposed();
     assert_eq!(desk.started.len(), 1);
-    desk.serve(None);
-    desk.log.fail_over();
-    let stamp = desk.log.stamp;
-    desk.serve(Some(stamp));
+    desk.fail_over();
     assert_eq!(desk.proposed, [Request::Tick]);
     desk.order_proposed();
     assert_eq!(desk.log.state(id), EffectState::Parked);
@@ -176,10 +180,7 @@ fn a_new_primary_with_older_claims_proposes_an_op_at_its_start_and_starts_nothin
 fn a_new_primary_starts_what_is_released_without_claims_as_a_later_attempt_of_one_key() {
     let mut desk = Desk::new(spec(Contract::Idempotent { window: 3_600 * SECOND, replays_errors: false }));
     let id = desk.emit(vec![emit_to("sink")])[0];
-    desk.serve(None);
-    desk.log.fail_over();
-    let stamp = desk.log.stamp;
-    desk.serve(Some(stamp));
+    desk.fail_over();
     let [one, other] = &desk.started[..] else { panic!("{:?}", desk.started) };
     assert_eq!((one.key.clone(), one.number.0 + 1), (other.key.clone(), other.number.0));
     assert!(one.fence() < other.fence());
@@ -192,6 +193,40 @@ fn a_new_primary_starts_what_is_released_without_claims_as_a_later_attempt_of_on
     desk.order_proposed();
     assert_eq!(desk.log.state(id), EffectState::Waiting);
     assert!(desk.log.view(id).attempts[0].decisive);
+}
+
+// Protocol §13.9.
+#[test]
+fn a_call_that_may_repeat_another_says_until_when_its_sink_knows_the_key() {
+    let window = 3_600 * SECOND;
+    let contract = Contract::Idempotent { window, replays_errors: false };
+    let mut desk = Desk::new(spec(contract));
+    desk.emit(vec![emit_to("sink")]);
+    let first = desk.started[0].clone();
+    assert_eq!(first.key_known_until, None, "nothing was called before it");
+    let began = desk.log.now;
+    desk.ended(&first, definite());
+    desk.order_proposed();
+    desk.pass(60 * SECOND);
+    desk.order_proposed();
+    let second = desk.started[1].clone();
+    assert_eq!(second.key_known_until, None, "the first never reached its sink");
+    let unknown = desk.log.now;
+    desk.ended(&second, ambiguous());
+    desk.order_proposed();
+    desk.pass(60 * SECOND);
+    desk.order_proposed();
+    let third = desk.started[2].clone();
+    let until = third.key_known_until.expect("the second may have acted");
+    assert!(began + window / 2 < until && until < unknown + window, "{until} of {began}, {unknown}");
+    // Another primary can't know what this one started.
+    desk.fail_over();
+    assert_eq!(desk.started[3].key_known_until, Some(until));
+
+    let mut desk = Desk::new(spec(contract));
+    desk.emit(vec![emit_to("sink")]);
+    desk.fail_over();
+    assert!(desk.started[1].key_known_until.is_some(), "the primary before may have called");
 }
 
 #[test]

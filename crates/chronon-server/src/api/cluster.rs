@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chronon_kernel::{Consistency, Engine, Halted};
-use chronon_vsr::{Role, Status};
+use chronon_vsr::{Clocks, Role, Status};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
@@ -157,6 +157,8 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
         line("gauge", "quarantined", u64::from(status.quarantine.is_some()));
         line("gauge", "unanswered", report.unanswered as u64);
         line("gauge", "unrecoverable", u64::from(report.loss.is_some()));
+        line("gauge", "clock_off", u64::from(report.clocks == Clocks::OwnIsOff));
+        line("gauge", "clocks_disagree", u64::from(report.clocks == Clocks::Disagree));
     }
     let look = |engine: &dyn Engine| engine.status();
     if let Ok(status) = api.front.look(Consistency::Local, READY_PATIENCE, look).await {

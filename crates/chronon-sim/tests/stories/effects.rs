@@ -1,8 +1,10 @@
 //! Effects and the outside world, while replicas die around them.
 
 use chronon_kernel::{Contract, RequestResult};
-use chronon_sim::{ALL, BankWorkload, Cluster, SinkBehaviour};
-use chronon_vsr::{Duration, Event};
+use chronon_sim::{ALL, BankWorkload, Cluster, Fault, SinkBehaviour};
+#[cfg(feature = "mutations")]
+use chronon_vsr::Mutation;
+use chronon_vsr::{Abdication, Duration, Event, Mutations, ReplicaId};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -201,4 +203,87 @@ fn a_sink_that_acts_late_acts_once_though_all_clocks_leap_past_settle() {
         c.settle().assert_committed(ALL, 8);
         assert_eq!(acts(&mut c), 8);
     }
+}
+
+/// Calls of unknown end, then an outage of all that outlasts the sink's memory, during which one clock stands still.
+/// Its replica leads afterwards, one with a right clock follows, and the third is away: no quorum of clocks agrees.
+fn after_an_outage_that_one_clock_slept_through(mutations: Mutations) -> Cluster {
+    let window = Duration::from_secs(10);
+    let outage = Duration::from_secs(30);
+    let contract = Contract::Idempotent { window, replays_errors: false };
+    let mut c = Cluster::with_contract(3, contract).seed(9).with(|config| config.mutations = mutations);
+    c.submit(2).settle();
+    // Views go round, so that one leads the next.
+    let old = c.primary();
+    let sleeper = ReplicaId::new((old.value() + 1) % 3);
+    let follower = c.backups().into_iter().find(|backup| *backup != sleeper).expect("there are two");
+    c.world().set_sinks(SinkBehaviour { act_silent: 1_000_000, ..SinkBehaviour::GOOD });
+    let starts = c.world().starts();
+    c.start(4);
+    c.until("the calls have left", move |world| starts + 4 <= world.starts());
+    c.run(Duration::from_millis(50));
+    c.power_off_all();
+    c.world().set_sinks(SinkBehaviour::GOOD);
+    c.world().inflict(Fault::Clock(sleeper, -(outage.as_nanos() as i64)));
+    c.run(outage);
+    c.replica(sleeper).restart();
+    c.replica(follower).restart();
+    c.until("the sleeper leads", move |world| world.primary() == Some(sleeper));
+    c
+}
+
+// Protocol §13.9.
+#[test]
+fn a_call_of_unknown_end_is_not_repeated_by_one_clock_that_slept_through_an_outage() {
+    let mut c = after_an_outage_that_one_clock_slept_through(Mutations::NONE);
+    let before = acts(&mut c);
+    c.run(Duration::from_secs(3));
+    assert_eq!(acts(&mut c), before);
+    c.start_all();
+    c.settle();
+    assert_eq!(acts(&mut c), before);
+}
+
+#[cfg(feature = "mutations")]
+#[test]
+#[should_panic(expected = "Effects")]
+fn where_clocks_are_not_asked_the_judge_sees_the_double() {
+    let mut c =
+        after_an_outage_that_one_clock_slept_through(Mutations::broken(Mutation::RepeatWithoutClocks));
+    c.run(Duration::from_secs(3));
+    c.start_all();
+    c.settle();
+}
+
+// Protocol §13.9: what is due is looked at by the primary's own clock.
+#[test]
+fn a_primary_whose_clock_is_off_hands_over_and_stays_away_from_leading() {
+    for hour in [3_600_000_000_000, -3_600_000_000_000] {
+        let mut c = Cluster::new(3).seed(10);
+        c.submit(2).settle();
+        let old = c.primary();
+        c.world().inflict(Fault::Clock(old, hour));
+        c.until("another one leads", move |world| world.primary().is_some_and(|primary| primary != old));
+        c.submit(2).run(Duration::from_secs(10));
+        let why = Abdication::ClockOff;
+        c.assert_event(old, |event| matches!(event, Event::Abdicated { why: given, .. } if *given == why));
+        assert_eq!(c.count_events(ALL, |event| matches!(event, Event::Abdicated { .. })), 1);
+        assert_ne!(c.primary(), old);
+        c.settle().assert_committed(ALL, 4);
+    }
+}
+
+#[test]
+fn where_no_quorum_of_clocks_agrees_nobody_hands_over() {
+    let mut c = Cluster::new(3).seed(11);
+    c.submit(2).settle();
+    let (old, other) = (c.primary(), c.backups()[0]);
+    c.replica(other).crash();
+    // What its clock said counts for so long.
+    c.run(Duration::from_secs(20));
+    c.world().inflict(Fault::Clock(old, 3_600_000_000_000));
+    c.submit(2).run(Duration::from_secs(10));
+    c.assert_no_event(|event| matches!(event, Event::Abdicated { .. }));
+    c.replica(other).restart();
+    c.settle().assert_committed(ALL, 4);
 }

@@ -5,7 +5,6 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
-use chronon_vsr::Stamp;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::GateHandle;
@@ -33,13 +32,12 @@ enum State {
 #[derive(Clone, Debug)]
 pub(super) struct Passage {
     gate: GateHandle,
-    stamp: Stamp,
     state: Arc<Mutex<State>>,
 }
 
 impl Passage {
-    pub(super) fn new(gate: GateHandle, stamp: Stamp) -> Passage {
-        Passage { gate, stamp, state: Arc::new(Mutex::new(State::Untouched)) }
+    pub(super) fn new(gate: GateHandle) -> Passage {
+        Passage { gate, state: Arc::new(Mutex::new(State::Untouched)) }
     }
 
     /// Ends the passage and says what left. A connection that is being torn down on another thread can write no more
@@ -96,7 +94,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
             }
             State::Open => {}
             State::Untouched => {
-                if !passage.gate.passes(passage.stamp) {
+                if !passage.gate.passes() {
                     *state = State::GateClosed;
                     return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
                 }
@@ -110,7 +108,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         };
         if sent && *state == State::Untouched {
             *state = State::Open;
-            passage.gate.left(passage.stamp);
+            passage.gate.left();
         }
         written
     }
@@ -137,13 +135,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use chronon_vsr::Epoch;
     use tokio::io::AsyncWriteExt;
 
     #[tokio::test]
     async fn a_passage_that_was_judged_empty_lets_nothing_out_any_more() {
         let (near, _far) = tokio::io::duplex(64);
-        let passage = Passage::new(GateHandle::new(|_| true), Stamp::first(Epoch::new(0)));
+        let passage = Passage::new(GateHandle::new(|| true));
         let mut stream = Guarded::new(near, passage.clone());
         assert_eq!(passage.shut(), Left::Nothing);
         assert!(stream.write(b"x").await.is_err());
@@ -155,13 +152,13 @@ mod tests {
         let (near, _far) = tokio::io::duplex(64);
         let counts = Arc::new(Mutex::new((0, 0)));
         let (looks, late) = (counts.clone(), counts.clone());
-        let gate = GateHandle::new(move |_| {
+        let gate = GateHandle::new(move || {
             let mut counts = looks.lock().unwrap();
             counts.0 += 1;
             counts.0 <= open
         });
         let gate = gate.on_late(move || late.lock().unwrap().1 += 1);
-        let passage = Passage::new(gate, Stamp::first(Epoch::new(0)));
+        let passage = Passage::new(gate);
         let mut stream = Guarded::new(near, passage.clone());
         stream.write_all(b"a").await.unwrap();
         stream.write_all(b"b").await.unwrap();

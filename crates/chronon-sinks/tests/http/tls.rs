@@ -123,7 +123,7 @@ async fn a_server_that_speaks_no_tls_is_definite() {
 async fn the_gate_is_asked_behind_the_handshake_and_stops_the_request() {
     let server = tls_server(LOCALHOST).await;
     let ca = format!(r#","ca":{}"#, server.ca);
-    let gate = GateHandle::new(|_| false);
+    let gate = GateHandle::new(|| false);
     let end = sink().execute(attempt(&config(&server, &ca)), r#"{"amount":7}"#.into(), gate).await;
     assert_eq!(end, AttemptEnd::Abandoned);
     server.heard.notified().await;

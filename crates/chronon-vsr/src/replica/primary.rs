@@ -10,8 +10,8 @@ use super::retry::Retry;
 use super::{Part, Proposed, Recipients, Replica, Room};
 use crate::event::{Abdication, DropReason, Suspicion};
 use crate::{
-    Applied, Duration, Entry, EntryHeader, Event, Instant, Mutation, Op, OpRef, Payload, ReplicaId, Stamp,
-    Timestamp,
+    Applied, Clocks, Duration, Entry, EntryHeader, Event, Instant, Mutation, Op, OpRef, Payload, ReplicaId,
+    Stamp, Timestamp,
 };
 
 /// A disk that answers within this is healthy enough to lead.
@@ -112,13 +112,23 @@ impl Replica {
         self.options.timing.resend_min.max(self.peers.round_trip() * 2)
     }
 
+    /// Between what and what it is now, if a quorum of clocks agrees.
+    pub(super) fn agreed_time(&self) -> Option<(Timestamp, Timestamp)> {
+        self.clock.agreed(self.now, self.quorums.view_change)
+    }
+
+    /// What it knows of the wall clocks of all voters.
+    pub fn clocks(&self) -> Clocks {
+        self.clock.state(self.now, self.quorums.view_change)
+    }
+
     /// The next timestamp: what a quorum of clocks agrees on, and always after the one before.
     fn log_time(&mut self) -> Timestamp {
         let previous = self.log.head_timestamp();
         if self.options.mutations.breaks(Mutation::LogTimeFromOneClock) {
             return self.now.wall;
         }
-        let agreed = self.clock.agreed(self.now, self.quorums.view_change);
+        let agreed = self.agreed_time();
         if agreed.is_none() != self.clock_degraded {
             self.clock_degraded = agreed.is_none();
             self.event(if agreed.is_none() { Event::ClockDegraded } else { Event::ClockAgreed });
@@ -391,6 +401,9 @@ impl Replica {
             && self.room == Room::Short
             && self.quorums.view_change <= others_healthy;
 
+        // Log time keeps to the quorum's clocks all the same; but what is due would be looked at too late or too often.
+        let is_off = 3 <= self.quorums.voters && self.clocks() == Clocks::OwnIsOff;
+
         let has_diverged = self.is_quarantined() && self.has_trusted_peer();
 
         match leading.abdicating {
@@ -401,6 +414,7 @@ impl Replica {
                 self.abdicate(Abdication::DiskStalled);
             }
             None if is_full => self.abdicate(Abdication::DiskFull),
+            None if is_off => self.abdicate(Abdication::ClockOff),
             None => {}
             Some((why, since)) => {
                 let is_over = match why {
@@ -408,6 +422,7 @@ impl Replica {
                     Abdication::DiskStalled => self.disk_age.at(now) < DISK_HEALTHY,
                     Abdication::DiskFull => self.room == Room::Enough,
                     Abdication::Diverged => !has_diverged,
+                    Abdication::ClockOff => !is_off,
                     Abdication::Asked => STEP_DOWN_PATIENCE < now.since(since),
                 };
                 // Nobody took over, and the cause is gone: it still leads.

@@ -175,15 +175,14 @@ impl Replica {
         };
         self.send(Recipients::All, commit);
         if self.options.mutations.breaks(Mutation::GateWithoutRound) {
-            let round = RoundConfirmed { stamp: self.stamp, sent: now };
-            self.outputs.push_back(Output::RoundConfirmed(round));
+            self.tell_confirmed(now);
         }
         self.confirm_rounds();
     }
 
     /// Answers the reads whose round a quorum has confirmed.
     pub(super) fn confirm_rounds(&mut self) {
-        let (quorum, stamp) = (self.quorums.read, self.stamp);
+        let quorum = self.quorums.read;
         let Part::Leading(leading) = &mut self.part else { return };
         let rounds = &mut leading.rounds;
         let confirmed = rounds.confirmed(quorum);
@@ -202,7 +201,7 @@ impl Replica {
             rounds.waiting.pop_front();
         }
         let more = rounds.open.is_empty() && !rounds.waiting.is_empty();
-        self.outputs.push_back(Output::RoundConfirmed(RoundConfirmed { stamp, sent }));
+        self.tell_confirmed(sent);
         if !answered.is_empty() {
             self.event(Event::ReadRoundConfirmed { round: number });
         }
@@ -212,6 +211,16 @@ impl Replica {
         if more {
             self.open_round();
         }
+    }
+
+    /// A round that was sent then holds: so old, at most, is what the gate knows of this primary and of the time.
+    fn tell_confirmed(&mut self, sent: crate::Instant) {
+        let age = self.now.monotonic.since(sent);
+        let before =
+            |(_, latest): (_, crate::Timestamp)| latest.nanos().saturating_sub(age.as_nanos() as u64);
+        let latest = self.agreed_time().map(before).map(crate::Timestamp::from_nanos);
+        let round = RoundConfirmed { stamp: self.stamp, sent, latest };
+        self.outputs.push_back(Output::RoundConfirmed(round));
     }
 
     fn answer_read(&mut self, reader: Reader, index: Op) {
