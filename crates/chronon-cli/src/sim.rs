@@ -18,8 +18,12 @@ use tally::Tally;
 /// How often progress is told where no bar can be drawn.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
+/// A year: so many seeds have no end.
+const MINUTES_MAX: u64 = 365 * 24 * 60;
+
 const EXIT_CODES: &str = "Exit code: 0 all well, 2 safety, 3 liveness, 4 a panic in the code under test, 5 so many \
-                          seeds of the default swarm missed an event that they should reach.";
+                          seeds of the default swarm missed an event that they should reach. With --keep-going the \
+                          gravest failure counts.";
 
 /// Run whole clusters in simulation: one thread, one virtual clock, every kind of fault
 #[derive(Debug, clap::Subcommand)]
@@ -74,16 +78,16 @@ enum WorkloadName {
 #[derive(Debug, clap::Args)]
 pub(crate) struct RunArguments {
     /// How many seeds
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
     /// The first seed
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..u64::MAX))]
     from: u64,
     /// Only this seed
-    #[arg(long, conflicts_with_all = ["seeds", "from", "minutes"])]
+    #[arg(long, conflicts_with_all = ["seeds", "from", "minutes"], value_parser = clap::value_parser!(u64).range(..u64::MAX))]
     seed: Option<u64>,
     /// As many seeds as there is time for
-    #[arg(long, conflicts_with = "seeds")]
+    #[arg(long, conflicts_with = "seeds", value_parser = clap::value_parser!(u64).range(1..=MINUTES_MAX))]
     minutes: Option<u64>,
     /// Worlds at once; all cores unless given
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
@@ -132,9 +136,9 @@ pub(crate) fn run(command: &SimCommand) -> anyhow::Result<ExitCode> {
 impl Fixed {
     /// Whether the seed decides everything.
     fn is_default(&self) -> bool {
-        let Fixed { workload, replicas, faults, clients, calls, .. } = self;
+        let Fixed { workload, replicas, faults, beyond, clients, calls, .. } = self;
         let seeds_decide = replicas.is_none() && faults.is_none() && clients.is_none() && calls.is_none();
-        seeds_decide && *workload == WorkloadName::Bank
+        seeds_decide && *workload == WorkloadName::Bank && !beyond
     }
 
     fn swarm(&self, trace: TraceMode) -> Swarm {
@@ -192,8 +196,8 @@ fn run_seeds(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
         }
         println!("{}", tally.summary(failures.len()));
     }
-    if let Some(failure) = failures.first() {
-        return Ok(exit_code(failure));
+    if let Some(gravest) = failures.iter().map(Ending::of).max() {
+        return Ok(gravest.code());
     }
     let missed = if arguments.fixed.is_default() { tally.missed() } else { Vec::new() };
     if missed.is_empty() {
@@ -208,13 +212,13 @@ fn replay(arguments: &ReplayArguments) -> anyhow::Result<ExitCode> {
     let trace = if wanted { TraceMode::Lines } else { TraceMode::Fingerprint };
     let filter = arguments.filter.compile().context("the filter of the trace")?;
     let report = arguments.fixed.swarm(trace).run_seed(arguments.seed);
-    story::print(&report.trace, &filter)?;
+    story::print(&report.trace, &filter);
     if arguments.json {
         println!("{}", tally::report_json(&report));
     } else {
         println!("{report}");
     }
-    Ok(exit_code(&report))
+    Ok(Ending::of(&report).code())
 }
 
 /// The smallest world that was found, which code it ran, and how to run it again.
@@ -255,7 +259,13 @@ fn rerun(fixed: &Fixed, swarm: &Swarm, narrowed: &Narrowed) -> String {
         WorkloadName::Bank => "",
         WorkloadName::Registers => " --workload registers",
     };
-    format!("chronon sim replay {}{workload}{}{broken} --trace", narrowed.report.seed, narrowed.flags())
+    let seed = narrowed.report.seed;
+    let what = format!("{workload}{}{broken}", narrowed.flags());
+    // Only two runs of one seed show that it tells two stories.
+    match narrowed.report.failure.as_ref().map(|(_, violation)| violation.checker) {
+        Some(Checker::Twice) => format!("chronon sim run --seed {seed} --twice-every 1{what}"),
+        _ => format!("chronon sim replay {seed}{what} --trace"),
+    }
 }
 
 /// Which code ran. The tree that it was built from is asked, if it is still there; otherwise only the version is known.
@@ -283,28 +293,79 @@ fn per_minute(runs: u64, elapsed: Duration) -> f64 {
     runs as f64 * 60.0 / elapsed.as_secs_f64().max(0.001)
 }
 
-fn exit_code(report: &Report) -> ExitCode {
-    match report.failure.as_ref().map(|(_, violation)| violation.checker) {
-        None => ExitCode::SUCCESS,
-        Some(Checker::Liveness | Checker::Performance) => ExitCode::from(3),
-        Some(Checker::Panic) => ExitCode::from(4),
-        Some(
-            Checker::Commits
-            | Checker::Promises
-            | Checker::Time
-            | Checker::Twice
-            | Checker::Digest
-            | Checker::Quarantine
-            | Checker::Checkpoints
-            | Checker::Sessions
-            | Checker::Durability
-            | Checker::Linearizability
-            | Checker::NotExecuted
-            | Checker::Effects
-            | Checker::Gate
-            | Checker::Machine
-            | Checker::Open
-            | Checker::Bounds,
-        ) => ExitCode::from(2),
+/// What a seed came to, graver and graver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Ending {
+    Well,
+    Liveness,
+    Panic,
+    Safety,
+}
+
+impl Ending {
+    fn of(report: &Report) -> Ending {
+        match report.failure.as_ref().map(|(_, violation)| violation.checker) {
+            None => Ending::Well,
+            Some(Checker::Liveness | Checker::Performance) => Ending::Liveness,
+            Some(Checker::Panic) => Ending::Panic,
+            Some(
+                Checker::Commits
+                | Checker::Promises
+                | Checker::Time
+                | Checker::Twice
+                | Checker::Digest
+                | Checker::Quarantine
+                | Checker::Checkpoints
+                | Checker::Sessions
+                | Checker::Durability
+                | Checker::Linearizability
+                | Checker::NotExecuted
+                | Checker::Effects
+                | Checker::Gate
+                | Checker::Machine
+                | Checker::Open
+                | Checker::Bounds,
+            ) => Ending::Safety,
+        }
+    }
+
+    fn code(self) -> ExitCode {
+        ExitCode::from(match self {
+            Ending::Well => 0,
+            Ending::Safety => 2,
+            Ending::Liveness => 3,
+            Ending::Panic => 4,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        fixed: Fixed,
+    }
+
+    #[test]
+    fn only_a_batch_in_which_seeds_decide_everything_must_reach_every_event() {
+        let is_default = |words: &str| Line::parse_from(words.split(' ')).fixed.is_default();
+        assert!(is_default("sim"));
+        for flag in
+            ["--beyond", "--replicas 3", "--faults all", "--clients 2", "--calls 9", "--workload registers"]
+        {
+            assert!(!is_default(&format!("sim {flag}")), "{flag}");
+        }
+    }
+
+    #[test]
+    fn of_many_endings_the_gravest_counts() {
+        let endings = [Ending::Liveness, Ending::Safety, Ending::Panic, Ending::Well];
+        assert_eq!(endings.into_iter().max(), Some(Ending::Safety));
+        assert_eq!(endings[2..].iter().max(), Some(&Ending::Panic));
     }
 }

@@ -192,6 +192,16 @@ impl Menu {
         (0..Menu::KINDS).filter_map(one_off).collect()
     }
 
+    /// No kind at all, and each kind that it has alone.
+    pub fn few(self) -> Vec<Menu> {
+        let alone = |kind: usize| {
+            let mut menu = self;
+            let on = menu.switches().into_iter().nth(kind).is_some_and(|(_, on)| *on);
+            on.then(|| Menu::from_bits(1 << kind))
+        };
+        std::iter::once(Menu::default()).chain((0..Menu::KINDS).filter_map(alone)).collect()
+    }
+
     /// No faults, one kind alone, some, or all of them.
     fn draw(prng: &mut Prng) -> Menu {
         let all = (1 << Menu::KINDS) - 1;

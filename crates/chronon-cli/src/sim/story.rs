@@ -1,6 +1,6 @@
 //! The trace of a run, and what somebody wants to see of it.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 
 /// Which lines of a trace are printed. All that is given must hold.
 #[derive(Debug, Default, clap::Args)]
@@ -85,13 +85,10 @@ fn numbers(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Prints the lines that are wanted.
-pub(super) fn print(lines: &[String], wanted: &Wanted) -> Result<()> {
-    use std::io::Write as _;
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+pub(super) fn print(lines: &[String], wanted: &Wanted) {
     for line in lines.iter().filter(|line| wanted.wants(line)) {
-        writeln!(out, "{line}").context("writing the trace")?;
+        println!("{line}");
     }
-    out.flush().context("writing the trace")
 }
 
 #[cfg(test)]
