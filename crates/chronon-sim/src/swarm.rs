@@ -309,6 +309,8 @@ pub struct Swarm {
     pub beyond: bool,
     /// Whether the cost of a backup in trouble is measured, with commands after those that clients were to submit.
     pub performance: bool,
+    /// Whether seeds may have room for a few timers only: no command is told to come back for ever if they all ring soon.
+    pub few_timers: bool,
     /// Always this many replicas.
     pub replicas: Option<usize>,
     /// Faults that may happen; none: the seed decides.
@@ -332,6 +334,7 @@ impl Swarm {
             body_size_max: 128 * 1024,
             beyond: false,
             performance: false,
+            few_timers: false,
             replicas: None,
             menu: None,
             clients: None,
@@ -344,7 +347,7 @@ impl Swarm {
     /// The default swarm of the bank.
     pub fn bank() -> Swarm {
         let bank = Swarm::of(|prng| Box::new(BankWorkload::draw(prng)));
-        Swarm { body_size_max: 8 * 1024, performance: true, ..bank }
+        Swarm { body_size_max: 8 * 1024, performance: true, few_timers: true, ..bank }
     }
 
     /// The default swarm of registers, whose histories are judged by what clients saw alone.
@@ -625,7 +628,7 @@ impl Run {
         }
         let slip = Run::draw_slip(seed, &menu, replicas);
         Run::draw_ring(swarm, seed, &mut config);
-        Run::draw_limits(seed, &menu, &mut config);
+        Run::draw_limits(swarm, seed, &menu, &mut config);
         let victim = ReplicaId::new(prng.below(replicas as u64) as u8);
         let fault_mean = Duration::from_millis(prng.between(20, 1_500));
         Run {
@@ -661,7 +664,7 @@ impl Run {
     }
 
     /// Sessions and keys so few that some are evicted, from a source of their own.
-    fn draw_limits(seed: u64, menu: &Menu, config: &mut Config) {
+    fn draw_limits(swarm: &Swarm, seed: u64, menu: &Menu, config: &mut Config) {
         let mut prng = Prng::new(seed ^ 0x5e55_1045_0000_0000);
         if prng.chance(1, 3) {
             config.engine.sessions_max = prng.between(2, u64::from(config.clients.clients) + 2) as usize;
@@ -670,7 +673,10 @@ impl Run {
         if prng.chance(1, 3) {
             config.limits.queue_requests_max = prng.between(1, 6) as usize;
             config.limits.in_flight_max = prng.between(2, 16) as usize;
-            config.engine.timers_max = prng.between(1, 4) as usize;
+            let timers_max = prng.between(1, 4) as usize;
+            if swarm.few_timers {
+                config.engine.timers_max = timers_max;
+            }
         }
         // Keys expire by log time: where clocks are off it may jump by more than a client has patience for.
         if prng.chance(1, 3) && !menu.clock {
@@ -826,6 +832,10 @@ impl Run {
         run(world, 2 * QUIET)?;
         let head = world.commits().head();
         run(world, QUIET)?;
+        if world.expects_something() {
+            Run::until_quiet(world, "between what is set for later")?;
+            return world.check_quiet();
+        }
         // Whoever is quarantined does not see in its state what the log holds, and proposes an end that it knows again.
         let sees_all = !world.replicas().into_iter().any(|replica| world.is_quarantined(replica));
         if world.commits().head() != head && sees_all {

@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use chronon::sim::{Menu, Simulation, SinkModel};
-use chronon::{Context, Contract, Emit, Emitted, QueryContext, Settled, State, StateMachine, Table};
+use chronon::{
+    Context, Contract, Emit, Emitted, QueryContext, Settled, State, StateMachine, Table, TimerKey,
+};
 use serde::{Deserialize, Serialize};
 
 /// Takes numbers in, and sins in one of several ways.
@@ -158,4 +160,63 @@ fn a_failure_tells_seed_story_and_the_line_that_shows_it_again() {
         rerun.ends_with("cargo test a_failure_tells_seed_story_and_the_line_that_shows_it_again"),
         "{rerun}"
     );
+}
+
+/// Remembers what is due tomorrow, looks around every second, and sends something in an hour.
+#[derive(Clone, State)]
+struct Planner {
+    rung: Table<String, u64>,
+}
+
+const EVERY_SECOND: &str = "every second";
+const TOMORROW: &str = "tomorrow";
+
+impl StateMachine for Planner {
+    type Command = u64;
+    type Reply = ();
+    type Query = String;
+    type Answer = u64;
+    type Effect = u64;
+    type Outcome = ();
+    const VERSION: u32 = 1;
+
+    fn genesis() -> Planner {
+        Planner { rung: Table::new() }
+    }
+
+    fn apply(&mut self, cx: &mut Context<'_, Planner>, number: u64) {
+        cx.set_timer(TimerKey(TOMORROW.to_owned()), cx.now() + Duration::from_secs(86_400));
+        if number == 0 {
+            cx.set_timer(TimerKey(EVERY_SECOND.to_owned()), cx.now() + Duration::from_secs(1));
+        }
+        cx.emit(Emit::to("out").after(Duration::from_secs(3_600)), number);
+    }
+
+    fn timer(&mut self, cx: &mut Context<'_, Planner>, key: TimerKey) {
+        let rung = self.rung.get(&key.0).copied().unwrap_or_default() + 1;
+        self.rung.insert(key.0.clone(), rung);
+        cx.emit(Emit::to("out"), rung);
+        cx.set_timer(key, cx.now() + Duration::from_secs(1));
+    }
+
+    fn query(&self, _: &QueryContext, key: String) -> u64 {
+        self.rung.get(&key).copied().unwrap_or_default()
+    }
+}
+
+#[test]
+fn a_machine_may_have_timers_that_ring_again_and_again_and_some_that_are_due_tomorrow() {
+    Simulation::<Planner>::new()
+        .sink("out", SinkModel::deduplicating_api(), |_| ())
+        .first(0)
+        .commands(|random| random.between(1, 9))
+        .invariant("it looks around every second and not before", |end| {
+            let (often, late) = (end.query(&EVERY_SECOND.to_owned()), end.query(&TOMORROW.to_owned()));
+            if often < 10 || late != 0 {
+                return Err(format!("{often} looks around, {late} tomorrows"));
+            }
+            Ok(())
+        })
+        .seeds(0..12)
+        .run();
 }

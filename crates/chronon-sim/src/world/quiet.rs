@@ -4,13 +4,18 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use chronon_kernel::{Answer, Engine, EngineOptions, Lineage, Put, Request, RequestResult};
-use chronon_vsr::{Checksum, Instant, Op, Role, Status};
+use chronon_vsr::{Checksum, Duration, Instant, Op, Role, Status, Timestamp};
 
 use crate::{CallKind, Checker, Violation, World};
 
+/// Timers and delayed effects that are due later than this after the last thing that anybody asked for are not waited
+/// for: a machine may have some that are due next year, or again every second.
+const LATER: Duration = Duration::from_secs(15);
+
 impl World {
     /// Whether all is quiet: every call has ended, every replica is up and has executed everything, and every effect
-    /// is settled or parked. If not, says what is still going on.
+    /// is settled or parked. Timers and effects that are due more than 15 seconds after the last command may wait.
+    /// If it is not quiet, says what is still going on.
     pub fn is_quiet(&self) -> Result<(), String> {
         if !self.clients_done() {
             let busy = self.clients.iter().find(|client| !client.is_done());
@@ -20,7 +25,7 @@ impl World {
         if self.out_calls.values().any(|out_call| !self.machines[out_call.at].forsaken) {
             return Err("an attempt is under way".to_owned());
         }
-        let head = self.commits.head();
+        let (head, later) = (self.commits.head(), self.later());
         for machine in &self.machines {
             let id = machine.id;
             if machine.forsaken || self.is_quarantined(id) {
@@ -46,12 +51,37 @@ impl World {
             }
             // Behind a parked effect its lane waits, and rightly so.
             let ready = if engine.parked == 0 { engine.ready } else { 0 };
-            let open = engine.scheduled + ready + engine.started + engine.waiting;
-            if open + engine.callbacks + engine.timers != 0 {
-                return Err(format!("R{id} has open effects or timers: {engine:?}"));
+            if ready + engine.started + engine.waiting + engine.callbacks != 0 {
+                return Err(format!("R{id} has open effects: {engine:?}"));
+            }
+            let due = process.back.engine().next_due().filter(|due| *due <= later);
+            if due.is_some() && engine.scheduled + engine.timers != 0 {
+                return Err(format!("R{id} has timers or effects that are due: {engine:?}"));
             }
         }
         Ok(())
+    }
+
+    /// By log time: what is due after this nobody waits for.
+    fn later(&self) -> Timestamp {
+        let asks = |request: &Request| match request {
+            Request::Register { .. }
+            | Request::Command { .. }
+            | Request::SinkSet { .. }
+            | Request::Desk { .. }
+            | Request::Skip(_) => true,
+            Request::Tick | Request::Claim { .. } | Request::Outcome(_) => false,
+        };
+        let newest = self.commits.log().iter().rev().find(|committed| committed.requests.iter().any(asks));
+        newest.map_or(Timestamp::ZERO, |committed| committed.entry.header().timestamp) + LATER
+    }
+
+    /// Whether something is set for later, for which nobody waits.
+    pub(crate) fn expects_something(&self) -> bool {
+        self.machines.iter().filter_map(|machine| machine.process.as_ref()).any(|process| {
+            let engine = process.back.engine().status();
+            engine.scheduled + engine.timers != 0
+        })
     }
 
     /// When the oldest of the calls under way began.
