@@ -66,8 +66,15 @@ impl fmt::Display for CallId {
 pub enum CallKind {
     /// Open a session.
     Register,
-    /// Set a sink.
-    SinkSet(SinkName, Box<SinkSpec>),
+    /// Set a sink, if it is at this revision; 0 makes it.
+    SinkSet {
+        /// The sink.
+        name: SinkName,
+        /// What it shall be.
+        spec: Box<SinkSpec>,
+        /// What it was when somebody looked.
+        revision: u64,
+    },
     /// Have a call of the machine skipped at which execution has halted.
     Skip(Box<Skip>),
     /// Order a command.

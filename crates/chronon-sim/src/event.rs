@@ -63,6 +63,9 @@ pub(crate) enum Event {
 pub enum Fault {
     /// The process is killed. What it wrote and did not flush stays in the page cache.
     Kill(ReplicaId),
+    /// The process is killed as soon as it has carried out so many more of its outputs: between two of them, or with half
+    /// of a message's receivers served.
+    KillWithin(ReplicaId, u32),
     /// The machine loses its power: what was not flushed is lost or torn.
     PowerOff(ReplicaId),
     /// The replica is started.

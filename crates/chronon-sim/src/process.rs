@@ -24,6 +24,8 @@ pub(crate) struct Machine {
     pub(crate) life: u32,
     pub(crate) process: Option<Box<Process>>,
     pub(crate) paused: bool,
+    /// Its process dies when it has carried out so many more outputs.
+    pub(crate) outputs_left: Option<u32>,
     /// What reached the process while it was paused.
     pub(crate) deferred: Vec<Event>,
     /// Why its process ended by itself, if it did.

@@ -127,6 +127,12 @@ impl Cluster {
         self
     }
 
+    /// Somebody freezes every sink, or thaws it; waits for the answer.
+    pub fn freeze(&mut self, frozen: bool) -> &mut Cluster {
+        self.world().set_frozen(frozen);
+        self.until("the sinks are set", World::clients_done)
+    }
+
     /// A command drawn from the workload, to be used with a key.
     pub fn draw_command(&mut self) -> Vec<u8> {
         let (workload, prng) = self.world().workload();
@@ -135,9 +141,7 @@ impl Cluster {
 
     /// One linearizable read, without waiting.
     pub fn start_read(&mut self) -> &mut Cluster {
-        let (workload, prng) = self.world().workload();
-        let query = workload.query(prng);
-        self.call(CallKind::Query { consistency: Consistency::Linearizable, query });
+        self.query(Consistency::Linearizable);
         self
     }
 
@@ -149,11 +153,20 @@ impl Cluster {
         self
     }
 
-    fn call(&mut self, kind: CallKind) {
+    /// A query drawn from the workload. Returns the client who asks it.
+    fn query(&mut self, consistency: Consistency) -> u32 {
+        let (workload, prng) = self.world().workload();
+        let query = workload.query(prng);
+        self.call(CallKind::Query { consistency, query })
+    }
+
+    /// The next client's turn. Returns its number.
+    fn call(&mut self, kind: CallKind) -> u32 {
         let clients = self.config.clients.clients;
         self.next_client = self.next_client % clients + 1;
         let client = self.next_client;
         self.world().ask(client, kind);
+        client
     }
 
     /// Lets time pass.
@@ -454,6 +467,13 @@ impl Hand<'_> {
     pub fn fail_disk(self) -> Self {
         let fault = Fault::DiskError(self.id);
         self.inflict(fault)
+    }
+
+    /// Somebody asks it to read, and does not wait.
+    pub fn read(self, consistency: Consistency) -> Self {
+        let client = self.cluster.query(consistency);
+        self.cluster.world().clients[client as usize].target = self.id;
+        self
     }
 
     /// It is asked to give its primacy up.

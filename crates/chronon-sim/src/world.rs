@@ -5,6 +5,7 @@ mod disks;
 mod faults;
 mod halves;
 mod machines;
+mod operator;
 mod quarantine;
 mod quiet;
 mod sinks;
@@ -116,6 +117,7 @@ impl World {
                 life: 0,
                 process: None,
                 paused: false,
+                outputs_left: None,
                 deferred: Vec::new(),
                 failed: None,
                 steps: 0,
@@ -149,7 +151,7 @@ impl World {
         let bounds = Bounds::new(config.limits, config.engine, specs);
         let script = &mut clients[0].script;
         for (name, spec) in workload.sinks() {
-            script.push_back(CallKind::SinkSet(name, Box::new(spec)));
+            script.push_back(CallKind::SinkSet { name, spec: Box::new(spec), revision: 0 });
         }
         for body in workload.setup() {
             script.push_back(CallKind::Command { origin: unnamed(), body });

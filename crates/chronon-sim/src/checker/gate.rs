@@ -1,5 +1,9 @@
-//! The gate: from D after a later primary serves, no start of an earlier one passes.
+//! The gate: from D after a later primary serves, no start of an earlier one passes, and from D after a sink is frozen none
+//! for that sink.
 
+use std::collections::BTreeMap;
+
+use chronon_kernel::{Attempt, SinkName};
 use chronon_node::Gate;
 use chronon_vsr::{Duration, Instant, ReplicaId, Stamp};
 
@@ -13,6 +17,8 @@ const DRIFT: Duration = Duration::from_millis(1);
 pub struct GateWatch {
     /// The newest stamp that serves, and since when.
     serving: Option<(Stamp, Instant)>,
+    /// Since when somebody knows that it is frozen, and has not asked to thaw it.
+    frozen: BTreeMap<SinkName, Instant>,
     passed: u64,
 }
 
@@ -29,14 +35,30 @@ impl GateWatch {
         }
     }
 
+    /// Somebody hears that a sink is frozen.
+    pub(crate) fn on_frozen(&mut self, now: Instant, sink: SinkName) {
+        self.frozen.entry(sink).or_insert(now);
+    }
+
+    /// Somebody asks to thaw a sink.
+    pub(crate) fn on_thaw(&mut self, sink: &SinkName) {
+        self.frozen.remove(sink);
+    }
+
     /// A start passes a replica's gate.
     pub(crate) fn on_passed(
         &mut self,
         now: Instant,
         replica: ReplicaId,
-        stamp: Stamp,
+        attempt: &Attempt,
     ) -> Result<(), Violation> {
         self.passed += 1;
+        let (stamp, sink) = (attempt.stamp, &attempt.sink);
+        if let Some(since) = self.frozen.get(sink).filter(|since| **since + Gate::AGE_MAX + DRIFT < now) {
+            let late = now.since(*since);
+            let what = format!("R{replica} starts under {stamp} at {sink} {late:?} after it was frozen");
+            return Err(Violation::new(Checker::Gate, what));
+        }
         match self.serving {
             Some((newest, since)) if stamp < newest && since + Gate::AGE_MAX + DRIFT < now => {
                 let late = now.since(since);

@@ -67,6 +67,8 @@ struct Chain {
     /// What was committed when it was first announced: what lies below is not told.
     base: Op,
     entries: BTreeMap<Op, Checksum>,
+    /// The newest op of the StartView that was sent first: what the view inherited.
+    inherited: Option<Op>,
     /// The newest op of the StartView that was sent last.
     head: Op,
 }
@@ -321,8 +323,22 @@ impl Promises {
                 chain.head
             ));
         }
+        chain.inherited.get_or_insert(head);
         chain.head = head;
         suffix.iter().try_for_each(|header| chain.name(stamp, header.op_ref()))
+    }
+
+    /// An effect starts under a stamp: all that its view inherited is committed by then (§6.5).
+    pub(crate) fn on_effect(&self, id: ReplicaId, stamp: Stamp, committed: Op) -> Result<(), Violation> {
+        match self.chains.get(&stamp).and_then(|chain| chain.inherited) {
+            Some(inherited) if committed < inherited => {
+                let what = format!(
+                    "R{id} starts an effect under {stamp}, which inherited {inherited}; {committed} is committed"
+                );
+                Err(Violation::new(Checker::Gate, what))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// What a replica says of a log is what the primary of that log told.
@@ -382,7 +398,7 @@ impl Promises {
 
 impl Chain {
     fn from(base: Op) -> Chain {
-        Chain { base, entries: BTreeMap::new(), head: Op::ROOT }
+        Chain { base, entries: BTreeMap::new(), inherited: None, head: Op::ROOT }
     }
 
     fn name(&mut self, stamp: Stamp, entry: OpRef) -> Result<(), Violation> {

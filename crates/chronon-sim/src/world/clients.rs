@@ -103,6 +103,11 @@ impl World {
             format!("{id} calls {}", in_words(&kind, &*self.workload))
         });
         self.history.on_called(self.now, id, &kind);
+        if let CallKind::SinkSet { name, spec, .. } = &kind
+            && !spec.frozen
+        {
+            self.gate_watch.on_thaw(name);
+        }
         let call = Call {
             id,
             kind,
@@ -177,7 +182,7 @@ impl World {
         }
         let deadline = self.machines[at].clock.now(self.now()).monotonic + patience;
         let input = match &call.kind {
-            CallKind::Register | CallKind::SinkSet(..) | CallKind::Skip(_) | CallKind::Command { .. } => {
+            CallKind::Register | CallKind::SinkSet { .. } | CallKind::Skip(_) | CallKind::Command { .. } => {
                 FrontInput::Submit {
                     token,
                     request: call.bytes.clone(),
@@ -262,6 +267,10 @@ impl World {
                 self.client_completes(number, floor, Answer::Decided(result));
             }
             RequestResult::Refused(Refusal::Busy(_)) => self.client_not_executed(number),
+            // It was set before, perhaps by an earlier attempt: that is the answer.
+            RequestResult::Refused(Refusal::WrongRevision { .. }) => {
+                self.client_completes(number, floor, Answer::Decided(result));
+            }
             RequestResult::Refused(Refusal::SessionEvicted) => {
                 self.reach("SessionEvicted");
                 // What became of the call is unknown for ever; the client goes on under a new session.
@@ -280,6 +289,12 @@ impl World {
 
     fn client_completes(&mut self, number: u32, op: Op, answer: Answer) {
         let Some(call) = self.clients[number as usize].call.take() else { return };
+        if let (CallKind::SinkSet { name, spec, .. }, Answer::Decided(RequestResult::SinkSet { .. })) =
+            (&call.kind, &answer)
+            && spec.frozen
+        {
+            self.gate_watch.on_frozen(self.now(), name.clone());
+        }
         let verdict = self.history.on_completed(self.now(), &call, op, answer);
         self.judge(verdict);
         if call.kind == CallKind::Register || number == 0 {
@@ -347,9 +362,9 @@ fn patience(first: Duration, attempts: u32) -> Duration {
 fn encode(kind: &CallKind) -> Vec<u8> {
     match kind {
         CallKind::Register => Vec::new(),
-        CallKind::SinkSet(name, spec) => {
+        CallKind::SinkSet { name, spec, revision } => {
             let (name, spec) = (name.clone(), Some((**spec).clone()));
-            Request::SinkSet { name, spec, expected_revision: None }.encode()
+            Request::SinkSet { name, spec, expected_revision: Some(*revision) }.encode()
         }
         CallKind::Skip(skip) => Request::Skip((**skip).clone()).encode(),
         CallKind::Command { origin, body } => {
@@ -367,7 +382,12 @@ fn chance(prng: &mut Prng, parts: u32) -> bool {
 fn in_words(kind: &CallKind, workload: &dyn Workload) -> String {
     match kind {
         CallKind::Register => "to register".to_owned(),
-        CallKind::SinkSet(name, spec) => format!("to set the sink {name}: {:?}", spec.contract),
+        CallKind::SinkSet { name, spec, revision: 0 } => {
+            format!("to set the sink {name}: {:?}", spec.contract)
+        }
+        CallKind::SinkSet { name, spec, .. } => {
+            format!("to {} {name}", if spec.frozen { "freeze" } else { "thaw" })
+        }
         CallKind::Skip(skip) => format!("to skip {} of op {}", skip.culprit, skip.op),
         CallKind::Command { origin: Origin::Session { session, number }, body } => {
             format!(

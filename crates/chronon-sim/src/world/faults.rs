@@ -14,6 +14,10 @@ impl World {
         self.trace.note(self.now, Who::Fault, 0xfa, || format!("{fault:?}"));
         match fault {
             Fault::Kill(replica) => self.kill(index(replica)),
+            Fault::KillWithin(replica, outputs) => {
+                let machine = &mut self.machines[index(replica)];
+                machine.outputs_left = machine.process.is_some().then_some(outputs);
+            }
             Fault::PowerOff(replica) => {
                 let at = index(replica);
                 self.kill(at);
@@ -23,7 +27,11 @@ impl World {
                 // The monotonic clock starts somewhere else; it never shows less than zero.
                 self.machines[at].clock.reboot(boot + since.since(Instant::ZERO));
             }
-            Fault::Start(replica) => self.start(index(replica)),
+            Fault::Start(replica) => {
+                // Who starts one that did not die after all means it to live.
+                self.machines[index(replica)].outputs_left = None;
+                self.start(index(replica));
+            }
             Fault::Pause(replica) => self.machines[index(replica)].paused = true,
             Fault::Resume(replica) => self.resume(index(replica)),
             Fault::Cut(from, to) => self.network.set_cut(from, to, true),

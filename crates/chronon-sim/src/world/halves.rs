@@ -88,7 +88,7 @@ impl World {
             if let FrontInput::Durable(Durable::Superblock(number)) = input { Some(number) } else { None };
         process.front.handle(now, input);
         self.drain_front(at);
-        if let Some(heard) = superblock {
+        if let (Some(heard), true) = (superblock, self.machines[at].process.is_some()) {
             let verdict = self.promises.on_superblock_heard(self.machines[at].id, heard);
             self.judge(verdict);
         }
@@ -109,6 +109,9 @@ impl World {
         let verdict = self.bounds.on_front(id, &status);
         self.judge(verdict);
         for output in outputs.drain(..) {
+            if !self.lives_on(at) {
+                break;
+            }
             self.on_front_output(at, output);
         }
         self.front_outputs = outputs;
@@ -297,7 +300,11 @@ impl World {
 
     pub(super) fn drain_back(&mut self, at: usize) {
         let deadline = loop {
-            match self.process(at).back.poll_output() {
+            let output = self.process(at).back.poll_output();
+            if !matches!(output, BackOutput::Wait(_)) && !self.lives_on(at) {
+                return;
+            }
+            match output {
                 BackOutput::Wait(deadline) => break deadline,
                 BackOutput::Front(to_front) => {
                     if let ToFront::Executed { applied, results } = &to_front {

@@ -167,6 +167,7 @@ impl World {
         let Some(process) = machine.process.take() else { return };
         machine.life += 1;
         machine.paused = false;
+        machine.outputs_left = None;
         machine.deferred.clear();
         let mut torn = false;
         for running in process.jobs.values() {
@@ -198,6 +199,19 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Whether the process lives to carry out one more output.
+    pub(super) fn lives_on(&mut self, at: usize) -> bool {
+        match &mut self.machines[at].outputs_left {
+            Some(0) => {
+                self.kill(at);
+                self.reach("KilledBetweenOutputs");
+            }
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        self.machines[at].process.is_some()
     }
 
     pub(super) fn resume(&mut self, at: usize) {

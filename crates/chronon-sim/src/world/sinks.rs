@@ -28,7 +28,9 @@ impl World {
         if 1 < attempt.number.0 {
             self.reach("EffectRetried");
         }
-        let verdict = self.gate_watch.on_passed(self.now(), id, attempt.stamp);
+        let verdict = self.gate_watch.on_passed(self.now(), id, &attempt);
+        self.judge(verdict);
+        let verdict = self.promises.on_effect(id, attempt.stamp, self.commits.head());
         self.judge(verdict);
         let verdict = self.judge_start(at);
         self.judge(verdict);

@@ -23,7 +23,10 @@ impl World {
             Recipients::One(one) => *id == one,
             Recipients::Voters | Recipients::All => *id != from,
         });
-        for to in recipients.collect::<Vec<_>>() {
+        for (number, to) in recipients.collect::<Vec<_>>().into_iter().enumerate() {
+            if number != 0 && !self.lives_on(at) {
+                return;
+            }
             let envelope = Envelope { from, to, message: Arc::clone(&message), bytes: Arc::clone(&bytes) };
             if !self.network.passes(from, to) {
                 continue;

@@ -1,8 +1,8 @@
 //! What clients are told, again and again.
 
 use chronon_bank::{Command, Rejection, Reply, Transfer, WebhookOrder};
-use chronon_kernel::{Answer, Refusal, RequestResult};
-use chronon_sim::{ALL, CallKind, Cluster};
+use chronon_kernel::{Answer, Consistency, Refusal, RequestResult};
+use chronon_sim::{ALL, CallKind, Cluster, Completed};
 use chronon_vsr::Duration;
 
 fn transfer(transfer: u64, amount: u64) -> Vec<u8> {
@@ -68,6 +68,37 @@ fn a_command_sent_to_two_replicas_at_once_and_over_lossy_wires_is_applied_once()
         c.run(Duration::from_millis(500));
         c.replica(old).restart();
         c.settle().assert_committed(ALL, 30);
+    }
+}
+
+// Scenario 37.
+#[test]
+fn a_read_at_a_replica_that_has_just_started_again_never_goes_back_behind_what_was_seen() {
+    for seed in 0..4 {
+        let mut c = Cluster::new(3).seed(seed).with(|config| {
+            // To execute again what its log holds takes a replica its time.
+            config.pace.back = Duration::from_millis(1);
+            config.clients.patience = Duration::from_secs(5);
+        });
+        c.submit(40).settle();
+        let backup = c.backups()[0];
+        c.replica(backup).power_off();
+        c.submit(12);
+        let (seen, asked) = (c.head(), c.completed().len());
+        let at_least = Consistency::AtLeast(seen.value());
+        c.replica(backup).restart().read(Consistency::Linearizable).read(at_least).read(Consistency::Local);
+        c.run(Duration::from_millis(2));
+        assert!(c.world().engine(backup).unwrap().applied() < seen);
+        c.until("every read is answered", chronon_sim::World::clients_done);
+        let reads: Vec<Completed> = c.completed()[asked..].to_vec();
+        assert_eq!(reads.len(), 3);
+        for read in reads {
+            let CallKind::Query { consistency, .. } = read.kind else { panic!("{read:?}") };
+            // Nobody else was asked. Who is content with whatever there is gets that, and hears how old it is.
+            assert_eq!(read.attempts, 1, "{read:?}");
+            assert_eq!(consistency == Consistency::Local, read.op < seen, "{read:?}, {seen} was seen");
+        }
+        c.settle().assert_committed(ALL, 52);
     }
 }
 

@@ -98,6 +98,67 @@ fn an_at_most_once_call_whose_primary_dies_is_parked_and_never_made_again() {
     assert_eq!((status.parked, status.delivered), (1, 1));
 }
 
+// Scenario 63.
+#[test]
+fn where_the_answer_to_a_commit_is_lost_the_row_decides_and_an_older_fence_is_turned_away() {
+    for seed in 0..4 {
+        let mut c = Cluster::with_contract(3, Contract::Transactional).seed(seed);
+        c.submit(4).settle();
+        // The row is there and nobody heard of it; the store dies right before or right after a row is there.
+        for lost in [
+            SinkBehaviour { act_silent: 1_000_000, ..SinkBehaviour::GOOD },
+            SinkBehaviour { die: 1_000_000, ..SinkBehaviour::GOOD },
+        ] {
+            let before = acts(&mut c);
+            c.world().set_sinks(lost);
+            c.start(8).run(Duration::from_secs(3));
+            assert!(before < acts(&mut c), "no row was written, and nobody heard");
+            c.world().set_sinks(SinkBehaviour::GOOD);
+            c.settle();
+        }
+        // What an old primary has begun comes to the store after its successor's rows.
+        let late_max = Duration::from_secs(6);
+        c.world().set_sinks(SinkBehaviour { late: 1_000_000, late_max, ..SinkBehaviour::GOOD });
+        let (old, starts) = (c.primary(), c.world().starts());
+        c.start(8);
+        c.until("the calls have left", move |world| starts + 8 <= world.starts());
+        c.isolate(&[old]).world().set_sinks(SinkBehaviour::GOOD);
+        c.until("another leads", move |world| world.primary().is_some_and(|primary| primary != old));
+        c.run(late_max).heal().settle().assert_committed(ALL, 28);
+        let status = c.world().engine(old).unwrap().status();
+        assert_eq!(status.delivered, status.emitted);
+        let sink = c.world().sink(&BankWorkload::sink_name()).unwrap();
+        assert_eq!(sink.ledger().len() as u64, status.emitted);
+        assert!(sink.ledger().is_sorted_by_key(|act| act.fence), "a row under an older fence after a newer");
+        assert!(0 < sink.fenced(), "nobody was turned away");
+    }
+}
+
+// Scenario 65.
+#[test]
+fn a_frozen_sink_hears_of_no_primary_until_it_is_thawed() {
+    for (seed, contract) in (0..).zip(contracts()) {
+        let mut c = Cluster::with_contract(3, contract).seed(seed);
+        c.submit(4).settle();
+        // Refused connections keep the effects starting again and again.
+        c.world().set_sinks(SinkBehaviour { refuse: 1_000_000, ..SinkBehaviour::GOOD });
+        c.submit(8).run(Duration::from_millis(200));
+        c.freeze(true).run(Duration::from_millis(600));
+        let starts = c.world().starts();
+        let old = c.primary();
+        c.replica(old).crash();
+        c.run(Duration::from_secs(3)).replica(old).restart();
+        c.run(Duration::from_secs(3));
+        assert_eq!(c.world().starts(), starts, "{contract:?}");
+        c.world().set_sinks(SinkBehaviour::GOOD);
+        c.freeze(false).settle().assert_committed(ALL, 12);
+        // What was claimed when its primary died may have started, as far as anybody knows.
+        let status = c.world().engine(old).unwrap().status();
+        assert!(contract.claims() || status.parked == 0, "{contract:?}: {status:?}");
+        assert_eq!((status.delivered, acts(&mut c) as u64), (12 - status.parked, 12 - status.parked));
+    }
+}
+
 // Scenario 73.
 #[test]
 fn a_partitioned_primary_starts_nothing_once_its_gate_has_closed() {

@@ -1,10 +1,11 @@
 //! Changes of view: who leads next, and what of the log is kept.
 
 use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use chronon_sim::{ALL, Cluster, Envelope, Fate, SinkBehaviour, World};
-use chronon_vsr::{Command, Duration, Event, ReplicaId};
+use chronon_sim::{ALL, Cluster, Envelope, Fate, Fault, SinkBehaviour, World};
+use chronon_vsr::{Command, Duration, Event, Op, Payload, ReplicaId};
 
 fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -211,6 +212,32 @@ fn a_new_primary_that_dies_right_after_its_start_view_loses_nothing() {
         c.replica(new).restart();
         c.settle().assert_committed(ALL, 5);
     }
+}
+
+// Scenario 5, whatever it was about to do.
+#[test]
+fn a_replica_that_dies_between_any_two_of_its_outputs_loses_nothing() {
+    let mut halves = 0;
+    for outputs in 0..30 {
+        let mut c = Cluster::new(3).seed(u64::from(outputs));
+        c.submit(4).settle();
+        let dying = if outputs % 3 == 0 { c.backups()[0] } else { c.primary() };
+        let heard: Rc<RefCell<BTreeMap<Op, BTreeSet<ReplicaId>>>> = Rc::default();
+        let ear = Rc::clone(&heard);
+        c.filter(move |e| {
+            if let (true, Payload::Prepare { entry, .. }) = (e.from == dying, &e.message.payload) {
+                ear.borrow_mut().entry(entry.op()).or_default().insert(e.to);
+            }
+            Fate::Pass
+        });
+        c.world().inflict(Fault::KillWithin(dying, outputs));
+        c.start(6).run(millis(400));
+        assert!(!c.world().is_running(dying), "it had more than {outputs} things to do");
+        halves += heard.borrow().values().filter(|receivers| receivers.len() == 1).count();
+        c.unfilter().replica(dying).restart();
+        c.settle().assert_committed(ALL, 10);
+    }
+    assert!(0 < halves, "no entry reached one of two backups");
 }
 
 // Scenario 6.
