@@ -8,4 +8,5 @@ mod commands;
 mod common;
 mod halting;
 mod http;
+mod slipping;
 mod trouble;
