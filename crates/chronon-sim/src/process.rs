@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use chronon_node::{Back, BackInput, Front, FrontInput, Gate, Token};
 use chronon_storage::{JobId, Journal, Step};
-use chronon_vsr::{DiskId, Duration, Instant, ReplicaId, Role};
+use chronon_vsr::{DiskId, Duration, Instant, Op, ReplicaId, Role};
 
 use crate::CallId;
 use crate::clock::MachineClock;
@@ -73,8 +73,8 @@ pub(crate) struct Process {
     /// Which of WAL and packs the present round of scrubbing has seen to the end.
     pub(crate) scrubbed: (bool, bool),
     pub(crate) role: Role,
-    /// Whether Front was fetching a state before its present input.
-    pub(crate) fetching: bool,
+    /// The checkpoint that Front had before its present input, if it was fetching a newer one.
+    pub(crate) fetching: Option<Op>,
     /// Whose answer each token is for.
     pub(crate) tokens: BTreeMap<Token, (u32, CallId)>,
     /// Inputs handled in a row at one instant of world time: a loop that makes no progress would never end.

@@ -689,7 +689,7 @@ impl Run {
     /// may be; and two replicas can't tell whose fault it is.
     fn draw_slip(seed: u64, menu: &Menu, replicas: usize) -> Option<(ReplicaId, Op)> {
         let mut prng = Prng::new(seed ^ 0x511b_0000_d1ff_0000);
-        let may = 3 <= replicas && !menu.rot && !menu.lost && prng.chance(1, 30);
+        let may = 3 <= replicas && !menu.rot && !menu.lost && prng.chance(1, 3);
         let replica = ReplicaId::new(prng.below(replicas as u64) as u8);
         may.then(|| (replica, Op::new(prng.between(20, 160))))
     }
@@ -735,19 +735,23 @@ impl Run {
                     _ => self.cut_off(world, *replica, false),
                 }
             }
-            Run::until_quiet(world, "with what is left of the cluster")?;
+            Run::until_quiet_or_tied(world, "with what is left of the cluster")?;
             for replica in outside {
                 world.welcome(replica);
             }
         }
         self.heal(world);
-        match Run::until_quiet(world, "when everything has healed") {
-            // Both sides of a tie are quarantined, and the third replica, which was away meanwhile, needs a state that
-            // nobody else has: now a person starts those two again.
+        Run::until_quiet_or_tied(world, "when everything has healed")
+    }
+
+    /// Both sides of a tie are quarantined, and a third replica, which was away meanwhile, may need a state that nobody
+    /// else has: then a person starts all again who are there.
+    fn until_quiet_or_tied(world: &mut World, when: &str) -> Result<(), Violation> {
+        match Run::until_quiet(world, when) {
             Err(violation) if violation.checker == Checker::Liveness && world.is_tied() => {
                 world.reach("TieStartedAgain");
-                world.start_quarantined_again();
-                Run::until_quiet(world, "when those in quarantine were started again")
+                world.start_all_again();
+                Run::until_quiet(world, "when all were started again")
             }
             ended => ended,
         }

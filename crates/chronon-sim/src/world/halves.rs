@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use chronon_node::{BackInput, BackOutput, FrontInput, FrontOutput, ToBack, ToFront, answer};
-use chronon_vsr::{Durable, Duration, OpRef, Role, Write};
+use chronon_vsr::{Durable, Duration, Op, OpRef, Replica, Role, Write};
 
 use super::TICKS_IN_A_ROW_MAX;
 use super::vaults::{Beside, Task};
@@ -83,7 +83,7 @@ impl World {
             let what = format!("R{at}'s Front asks to be woken at once, for ever");
             return self.object(Violation::new(Checker::Liveness, what));
         }
-        process.fetching = process.front.replica().is_fetching_state();
+        process.fetching = fetches_beyond(process.front.replica());
         let superblock =
             if let FrontInput::Durable(Durable::Superblock(number)) = input { Some(number) } else { None };
         process.front.handle(now, input);
@@ -134,9 +134,10 @@ impl World {
         let id = self.machines[at].id;
         match output {
             FrontOutput::Send(to, message) => {
-                // An ack may leave in the very step in which a transfer begins, or ends.
+                // An ack may leave in the very step in which a transfer begins, or ends and the next one begins.
                 let process = self.process(at);
-                let fetches = process.fetching && process.front.replica().is_fetching_state();
+                let fetches =
+                    process.fetching.is_some() && process.fetching == fetches_beyond(process.front.replica());
                 let verdict = self.checkpoints.on_send(id, &message, fetches);
                 self.judge(verdict);
                 let verdict = self.judge_chunk(at, &message);
@@ -360,4 +361,9 @@ impl World {
             self.wake_back(at, deadline.max(busy_until).since(self.now));
         }
     }
+}
+
+/// The checkpoint of a replica that fetches a newer one.
+fn fetches_beyond(replica: &Replica) -> Option<Op> {
+    replica.is_fetching_state().then(|| replica.checkpoint().entry.op)
 }

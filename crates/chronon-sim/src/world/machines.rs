@@ -141,7 +141,7 @@ impl World {
             disk_age_due: false,
             evidence_due: false,
             role,
-            fetching: false,
+            fetching: None,
             scrubbed: (false, false),
             tokens: BTreeMap::new(),
             ticks_in_a_row: 0,

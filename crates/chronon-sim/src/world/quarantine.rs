@@ -30,18 +30,18 @@ impl World {
         self.replica(replica).is_some_and(|replica| replica.quarantine().is_some())
     }
 
-    fn quarantined(&self) -> Vec<ReplicaId> {
-        self.replicas().into_iter().filter(|replica| self.is_quarantined(*replica)).collect()
-    }
-
-    /// Whether so many are quarantined that no majority is left to say what is right.
+    /// Whether somebody is quarantined of whom no majority has said that it is wrong.
     pub(crate) fn is_tied(&self) -> bool {
-        self.replicas().len() <= 2 * self.quarantined().len()
+        let quarantines =
+            self.replicas().into_iter().filter_map(|replica| self.replica(replica)?.quarantine());
+        quarantines.into_iter().any(|quarantine| quarantine.majority.is_none())
     }
 
-    /// Everybody in quarantine is started again, and executes again from its checkpoint.
-    pub(crate) fn start_quarantined_again(&mut self) {
-        for replica in self.quarantined() {
+    /// Everybody who runs is started again, and executes again from its checkpoint. Nobody remembers who was named.
+    pub(crate) fn start_all_again(&mut self) {
+        let all = self.machines.iter().filter(|machine| machine.process.is_some() && !machine.forsaken);
+        let running: Vec<ReplicaId> = all.map(|machine| machine.id).collect();
+        for replica in running {
             self.inflict(Fault::Kill(replica));
             self.inflict(Fault::Start(replica));
         }

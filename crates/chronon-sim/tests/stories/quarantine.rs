@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use chronon_kernel::Consistency;
-use chronon_sim::{ALL, CallKind, Cluster, Fate, World};
+use chronon_sim::{ALL, CallKind, Cluster, Fate, Fault, World};
 use chronon_vsr::{Abdication, Checksum, Duration, Event, Op, Payload, ReplicaId};
 
 /// A replica that slips under load is found out within so many ops.
@@ -40,6 +40,15 @@ fn found(c: &mut Cluster, replica: ReplicaId) -> Option<Op> {
     events
         .filter(|(_, who, _)| *who == replica)
         .find_map(|(_, _, event)| if let Event::Quarantined { op, .. } = event { Some(*op) } else { None })
+}
+
+/// Submits until a replica has a checkpoint that it did not have.
+fn until_a_checkpoint(c: &mut Cluster, replica: ReplicaId) {
+    let newest = |c: &mut Cluster| c.world().replica(replica).expect("it runs").checkpoint().entry.op;
+    let before = newest(c);
+    while newest(c) == before {
+        c.submit(1).run(Duration::from_millis(100));
+    }
 }
 
 /// Waits until a replica has the cluster's state again, and everybody knows it.
@@ -213,6 +222,58 @@ fn two_replicas_that_disagree_both_halt_and_a_third_that_comes_back_decides() {
             !world.is_quarantined(right) && world.is_quarantined(wrong)
         });
         c.until("every command is answered", |world| world.clients_done());
+        c.replica(wrong).crash().restart();
+        c.settle();
+    }
+}
+
+/// Seed 1078765611289.
+#[test]
+fn two_that_disagree_have_no_state_for_a_third_that_needs_one_until_they_are_started_again() {
+    for seed in 0..4 {
+        let mut c = cluster(3, seed, 60);
+        let (right, backups) = (c.primary(), c.backups());
+        let (away, wrong) = (backups[0], backups[1]);
+        c.replica(away).crash();
+        c.submit(300).run(Duration::from_secs(4));
+        // None is taken of the wrong state.
+        until_a_checkpoint(&mut c, wrong);
+        slip(&mut c, wrong);
+        c.start(1).until("both are quarantined", |world| {
+            [right, wrong].into_iter().all(|replica| world.is_quarantined(replica))
+        });
+        let head = c.head();
+        c.replica(away).restart();
+        c.run(Duration::from_secs(20));
+        assert_eq!(c.count_events(&[away], |event| matches!(event, Event::Synced { .. })), 0);
+        assert!(c.head().value() <= head.value() + chronon_vsr::PIPELINE_MAX, "somebody serves");
+        for replica in [wrong, right] {
+            c.replica(replica).crash().restart();
+        }
+        c.until("every command is answered", |world| world.clients_done()).settle();
+        assert!(!c.world().has_diverged(wrong) && !c.world().is_quarantined(wrong));
+    }
+}
+
+/// Seed 601398872586.
+#[test]
+fn a_machine_slips_only_once_log_time_leaves_room_for_it() {
+    for seed in 0..4 {
+        let mut c = cluster(3, seed, 10_000);
+        let wrong = c.backups()[1];
+        // Log time goes on by the least step, from op to op, until the clocks have caught up with it.
+        for replica in c.world().replicas() {
+            c.world().inflict(Fault::Clock(replica, -3_600_000_000_000));
+        }
+        c.run(Duration::from_secs(1));
+        slip(&mut c, wrong);
+        c.submit(40).run(Duration::from_millis(100));
+        assert!(!c.world().has_diverged(wrong), "the op before was too near");
+        for replica in c.world().replicas() {
+            c.world().inflict(Fault::Clock(replica, 0));
+        }
+        c.run(Duration::from_secs(1)).submit(20);
+        c.until("it is found out", |world| world.is_quarantined(wrong));
         c.replica(wrong).crash().restart();
         c.settle();
     }
