@@ -696,6 +696,7 @@ impl Replica {
         self.append_in_order();
         self.execute();
         self.request_repairs();
+        self.resume_freeze();
         self.advance_transfer();
     }
 

@@ -53,7 +53,7 @@ struct Freezing {
     end: u64,
     timestamp: Timestamp,
     release: Release,
-    /// It is durable, and waits for the end of a quarantine to be named.
+    /// It is durable, and waits for the end of a quarantine, or of a dispute, to be named.
     held: Option<(Digest, Checksum)>,
 }
 
@@ -134,12 +134,12 @@ impl Replica {
 
     /// Every chunk of a checkpoint is durable: the superblock may name it.
     pub(super) fn on_frozen(&mut self, entry: OpRef, digest: Digest, root: Checksum) {
-        let is_quarantined = self.is_quarantined();
+        let may_be_wrong = self.is_quarantined() || self.is_disputed();
         let Some(freezing) = &mut self.checkpoints.freezing else { return };
         if freezing.entry != entry || self.checkpoints.asked.is_some() {
             return;
         }
-        if is_quarantined {
+        if may_be_wrong {
             freezing.held = Some((digest, root));
             return;
         }
@@ -147,7 +147,8 @@ impl Replica {
         self.persist_checkpoint(Checkpoint { entry, end, timestamp, digest, release, root: Some(root) });
     }
 
-    /// The quarantine is over, and not by a peer's checkpoint: the own one that was held back was right.
+    /// Names what was held back, if the quarantine is over, and not by a peer's checkpoint, or the dispute is: then the
+    /// own state was right.
     pub(super) fn resume_freeze(&mut self) {
         if let Some(Freezing { entry, held: Some((digest, root)), .. }) = self.checkpoints.freezing {
             self.on_frozen(entry, digest, root);

@@ -10,14 +10,20 @@
 //!   executed ──► digest ──► primary: judge ──► Commit{divergence} ──► quarantine ──► a peer's checkpoint ──► agrees: over
 //! ```
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use super::{Applied, Digest, Part, Replica};
-use crate::{Checkpoint, Divergence, Event, Incarnation, Mutation, Op, ReplicaId, Stamp, VOTERS_MAX};
+use crate::{
+    Checkpoint, Divergence, Duration, Event, Incarnation, Instant, Mutation, Op, ReplicaId, Stamp, VOTERS_MAX,
+};
 
 /// Of how many ops digests are kept for comparison.
 const DIGESTS_MAX: usize = 4096;
+
+/// How long no checkpoint is named while another voter's digest differs. A verdict takes less, unless a voter that is
+/// reachable never says what it holds; then the log must not fill up for its sake.
+const DISPUTE_MAX: Duration = Duration::from_secs(5);
 
 /// What voters hold after one op, by their places in the configuration. None: not heard.
 type Row = [Option<Digest>; VOTERS_MAX];
@@ -54,8 +60,11 @@ pub(crate) struct Digests {
     named_in: Option<Stamp>,
     /// Since this backup is quarantined it has come to the same as its primary once.
     agrees: bool,
-    /// Whose differences an event has told of.
-    told: BTreeSet<ReplicaId>,
+    /// Who came to something else than this replica when that could last be compared, and after which op: told once by
+    /// an event.
+    differing: BTreeMap<ReplicaId, Op>,
+    /// When the last of them was added.
+    differing_since: Instant,
 }
 
 impl Digests {
@@ -71,7 +80,8 @@ impl Digests {
             heard: None,
             named_in: None,
             agrees: false,
-            told: BTreeSet::new(),
+            differing: BTreeMap::new(),
+            differing_since: Instant::ZERO,
         }
     }
 
@@ -224,6 +234,15 @@ impl Replica {
         peers.any(|peer| self.membership.is_voter(peer) && self.is_trusted(peer) && self.is_there(peer))
     }
 
+    /// Whether it may be wrong itself: somebody who is not known to differ has come to something else, and nobody has
+    /// said yet which of them did. What is frozen meanwhile is named once that is settled: executing again from the
+    /// checkpoint before it brings whoever slipped back, from one of the wrong state nothing does.
+    pub(super) fn is_disputed(&self) -> bool {
+        let digests = &self.digests;
+        digests.differing.keys().any(|peer| self.is_trusted(*peer))
+            && self.now.monotonic < digests.differing_since + DISPUTE_MAX
+    }
+
     /// The checkpoint that peers are shown. One that a diverged replica wrote is of no use to anybody.
     pub(super) fn offered_checkpoint(&self) -> Checkpoint {
         let own = *self.log.checkpoint();
@@ -243,6 +262,9 @@ impl Replica {
     pub(super) fn note_digest(&mut self, applied: Applied) {
         if let Some(place) = self.place(self.me).filter(|_| applied.op != Op::ROOT) {
             self.digests.note(place, applied);
+            for other in (0..self.membership.voters.len()).filter(|other| *other != place) {
+                self.compare(other, applied.op);
+            }
             self.look_at_digests(applied.op);
         }
     }
@@ -252,6 +274,7 @@ impl Replica {
         if let Some(own) = self.place(self.me) {
             self.digests.forget(own, Op::new(u64::MAX));
             self.digests.disputed = None;
+            self.digests.differing.clear();
         }
     }
 
@@ -262,6 +285,7 @@ impl Replica {
             self.digests.forget(place, Op::new(u64::MAX));
         }
         self.digests.disputed = None;
+        self.digests.differing.clear();
     }
 
     /// A voter tells what it has executed.
@@ -273,18 +297,28 @@ impl Replica {
             digests.lives[place] = life;
             digests.cleared[place] = Op::ROOT;
             digests.forget(place, Op::new(u64::MAX));
+            digests.differing.remove(&from);
         }
         // What nobody can have executed yet is not kept: it would take the place of what somebody did.
         if applied.op <= digests.cleared[place] || self.commit_max.op < applied.op {
             return;
         }
         digests.note(place, applied);
+        self.compare(place, applied.op);
         self.look_at_digests(applied.op);
-        let Some((mine, theirs)) = self.own_and(place, applied.op) else { return };
+    }
+
+    /// Notes whether a voter came to the same after an op, if both are known.
+    fn compare(&mut self, place: usize, op: Op) {
+        let Some((mine, theirs)) = self.own_and(place, op) else { return };
+        let peer = self.membership.voters[place].replica;
+        let differing = &mut self.digests.differing;
         if mine == theirs {
-            self.digests.told.remove(&from);
-        } else if self.digests.told.insert(from) {
-            self.event(Event::DigestMismatch { op: applied.op, peer: from });
+            // Of an earlier op, which comes late, it takes nothing back.
+            differing.retain(|other, found| *other != peer || op < *found);
+        } else if differing.insert(peer, op).is_none() {
+            self.digests.differing_since = self.now.monotonic;
+            self.event(Event::DigestMismatch { op, peer });
         }
     }
 
@@ -393,7 +427,6 @@ impl Replica {
             (None, Some(Quarantine { op, .. })) => {
                 self.digests.quarantine = None;
                 self.event(Event::QuarantineLifted { op });
-                self.resume_freeze();
             }
             (None, None) | (Some(_), Some(_)) => {}
         }
