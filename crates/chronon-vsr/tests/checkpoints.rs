@@ -132,6 +132,38 @@ fn a_replica_that_the_rings_have_left_behind_catches_up_under_load() {
     a_laggard_catches_up_with(Mutations::NONE);
 }
 
+/// Restoring a large state takes long. Meanwhile the rings move on: what the replica needs next is in no log any more, and
+/// every checkpoint on offer lies beyond the log that it knows. Nothing is lost.
+#[test]
+fn a_replica_that_restores_a_state_while_the_rings_move_on_takes_nothing_for_lost() {
+    let (mut c, primary) = settled(3, Mutations::NONE);
+    let laggard = (primary + 1) % 3;
+    c.cut_off(laggard);
+    work(&mut c, 80);
+    // The newest checkpoint is of the newest op: behind it there is nothing yet.
+    let rest = (6 - c.replica(primary).head().value() % 6) % 6;
+    one_by_one(&mut c, primary, rest);
+    c.run(ms(200));
+    c.mend();
+    while c.count(|event| matches!(event, Event::Synced { .. })) == 0 {
+        c.run(Duration::from_micros(50));
+    }
+    c.stall_vault(laggard, Duration::from_secs(20));
+    let next = c.replica(laggard).committed_out().next();
+    c.cut_off(laggard);
+    work(&mut c, 40);
+    c.mend();
+    c.run(ms(1_000));
+    c.cut_off(laggard);
+    work(&mut c, 40);
+    c.mend();
+    c.run(Duration::from_secs(5));
+    assert!(next == c.replica(laggard).committed_out().next(), "it still restores\n{}", c.describe());
+    assert!(next < c.replica(primary).log_start(), "{}", c.describe());
+    assert_eq!(0, c.count(|event| matches!(event, Event::Unrecoverable(_))), "{}", c.describe());
+    c.settle();
+}
+
 /// The transfer is cut by crashes of either side, and goes on from what was kept.
 #[test]
 fn a_transfer_survives_crashes_of_both_sides() {

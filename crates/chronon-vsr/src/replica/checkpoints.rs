@@ -340,9 +340,13 @@ impl Replica {
         op <= self.log.committed().op && !is_here && self.is_nowhere(op)
     }
 
-    /// Whether nobody's log and nobody's checkpoint brings this replica to an op that it is to execute.
+    /// Whether nobody's log and nobody's checkpoint brings this replica to an op that it is to execute. A checkpoint beyond
+    /// what it knows to be committed does, too: it is fetched as soon as this replica knows more.
     pub(super) fn waits_for_nobody(&self, op: Op) -> bool {
-        self.checkpoints.transfer.is_none() && self.is_denied(op) && self.best_offer(op).is_none()
+        let reaches = |(replica, offer): (ReplicaId, Checkpoint)| {
+            offer.root.is_some() && op <= offer.entry.op && self.is_trusted(replica)
+        };
+        self.checkpoints.transfer.is_none() && self.is_denied(op) && !self.peers.offers().any(reaches)
     }
 
     /// The op of the checkpoint that it can't go on without, if somebody denied a part of it and nobody has given it since.

@@ -774,11 +774,14 @@ impl Cluster {
                 }
             }
             Happening::Vault { replica, life, job } => {
-                if self.hosts[replica].life == life {
-                    if self.hosts[replica].frozen_until <= self.now {
+                let host = &self.hosts[replica];
+                if host.life == life {
+                    // What was begun before a stall stands still with the rest.
+                    let stalls = host.frozen_until.max(host.vault_from).since(self.now);
+                    if stalls.is_zero() {
                         self.do_job(replica, job);
                     } else {
-                        self.postpone(replica, Happening::Vault { replica, life, job });
+                        self.schedule(stalls, Happening::Vault { replica, life, job });
                     }
                 }
             }
@@ -902,8 +905,7 @@ impl Cluster {
     fn vault_job(&mut self, i: usize, slowness: u64, job: Job) {
         let life = self.hosts[i].life;
         let longest = self.faults.flush.as_micros() as u64 * slowness;
-        let after = self.hosts[i].vault_from.since(self.now)
-            + Duration::from_micros(self.prng.between(longest / 8, longest));
+        let after = Duration::from_micros(self.prng.between(longest / 8, longest));
         self.schedule(after, Happening::Vault { replica: i, life, job });
     }
 
