@@ -10,7 +10,7 @@ use chronon_bank::{Answer, Bank, Command, Query, Reply};
 use chronon_client::{Client, ClientOptions, Committed, SubmitError, TypedClient};
 use chronon_kernel::Consistency;
 use rustix::process::Signal;
-use support::{Cluster, PATIENCE};
+use support::{Cluster, PATIENCE, chronon, stderr};
 
 async fn client(cluster: &Cluster) -> TypedClient<Bank> {
     let options = ClientOptions { timeout: PATIENCE, ..ClientOptions::default() };
@@ -134,6 +134,24 @@ async fn a_primary_of_three_that_was_stopped_for_five_seconds_loses_nothing_and_
 #[tokio::test]
 async fn a_primary_of_five_that_was_stopped_for_five_seconds_loses_nothing_and_reads_nothing_stale() {
     primary_is_stopped("stop-five", 5).await;
+}
+
+/// A backup hands a command to a primary that will not answer. It does not wait for it once another one leads.
+#[tokio::test]
+async fn a_command_that_lies_with_a_primary_that_hangs_is_carried_out_by_the_next() {
+    let cluster = Cluster::started("hanging-primary", 3);
+    let primary = cluster.primary(None).await;
+    let submit = |account: u64| {
+        let command = format!(r#"{{"open":{{"account":{account},"balance":1}}}}"#);
+        let api = cluster.api_of((primary + 1) % 3);
+        chronon(&["submit", "--api", api, "--timeout", "15", &command])
+    };
+    // From here on there is a connection, which nothing breaks.
+    let before = submit(1);
+    assert!(before.status.success(), "{}", stderr(&before));
+    cluster.signal(primary, Signal::STOP);
+    let after = submit(2);
+    assert!(after.status.success(), "{}", stderr(&after));
 }
 
 #[tokio::test]

@@ -525,11 +525,7 @@ impl Front {
     }
 
     fn no_primary(&self) -> NotExecuted {
-        let primary = match self.role {
-            Role::Backup { primary, .. } => Some(primary.value()),
-            Role::Primary { .. } | Role::Changing { .. } => None,
-        };
-        NotExecuted::NoPrimary { primary }
+        NotExecuted::NoPrimary { primary: self.replica.followed().map(ReplicaId::value) }
     }
 
     // Commits

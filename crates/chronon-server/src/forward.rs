@@ -15,6 +15,10 @@ use crate::front::FrontHandle;
 /// How long a connection to another replica may take to be made.
 const CONNECT_PATIENCE: Duration = Duration::from_millis(500);
 
+/// A primary that hears of another, or of the end of a request's time, says within this what became of the request. One
+/// that hangs says nothing.
+const LAST_WORD_PATIENCE: Duration = Duration::from_millis(500);
+
 /// Between two tries while there is no primary.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -112,13 +116,25 @@ impl Forwarder {
             return Try::NoPrimary;
         }
         let Ok(connection) = self.connection(primary).await else { return Try::NoPrimary };
-        match connection.submit(timeout, submission.clone()).await {
+        let answer = tokio::select! {
+            answer = connection.submit(timeout, submission.clone()) => answer,
+            () = self.until_given_up(primary, timeout) => Err(Unanswered::Unknown),
+        };
+        match answer {
             Ok(Answer::NotExecuted(NotExecuted::NoPrimary { .. })) | Err(Unanswered::Unsent) => {
                 Try::NoPrimary
             }
             Ok(Answer::Indeterminate) | Err(Unanswered::Unknown) => Try::Unknown,
             Ok(answer) => Try::Answered(answer),
         }
+    }
+
+    /// Another replica leads, or the time is over, and this primary could have said so.
+    async fn until_given_up(&self, primary: ReplicaId, timeout: Duration) {
+        let another = tokio::time::timeout(timeout, self.front.until_another_leads(primary));
+        // Either way it has the last word.
+        drop(another.await);
+        sleep(LAST_WORD_PATIENCE).await;
     }
 
     /// Another replica's part of the cluster's status: JSON text, or why there is none.

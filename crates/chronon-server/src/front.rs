@@ -19,7 +19,7 @@ use chronon_vsr::{
     Clocks, ClusterId, Digest, Durable, Event, Instant, Loss, Message, Op, Payload, Quarantine, ReplicaId,
     Role, Status, Write, WriteNumber,
 };
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::sleep;
 use tracing::{debug, error, info, warn};
 
@@ -123,6 +123,7 @@ pub(crate) struct FrontThread {
     turn: Arc<Turn>,
     voters: Vec<ReplicaId>,
     gate: Arc<Mutex<Gate>>,
+    primary: watch::Sender<Option<ReplicaId>>,
     pub(crate) stop: Stop,
 }
 
@@ -134,6 +135,8 @@ pub(crate) struct Joints {
     pub(crate) turn: Arc<Turn>,
     pub(crate) voters: Vec<ReplicaId>,
     pub(crate) gate: Arc<Mutex<Gate>>,
+    /// Whom this replica takes for the primary.
+    pub(crate) primary: watch::Sender<Option<ReplicaId>>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) stop: Stop,
 }
@@ -176,6 +179,7 @@ impl FrontThread {
             turn: joints.turn,
             voters: joints.voters,
             gate: joints.gate,
+            primary: joints.primary,
             counters: joints.counters,
             stop: joints.stop,
         }
@@ -450,7 +454,13 @@ impl FrontThread {
                 }
                 FrontOutput::Wait(deadline) => {
                     self.tell_halt(front.halted());
-                    self.turn.note_role(self.me, &self.voters, &front.status().role);
+                    let role = front.status().role;
+                    self.turn.note_role(self.me, &self.voters, &role);
+                    let primary = match role {
+                        Role::Primary { .. } => Some(self.me),
+                        Role::Backup { .. } | Role::Changing { .. } => front.replica().followed(),
+                    };
+                    self.primary.send_if_modified(|known| std::mem::replace(known, primary) != primary);
                     let intake = front.replica().intake();
                     let pause = intake.slowed.map_or(Duration::ZERO, |(_, pause)| pause);
                     self.counters.intake_pause_ms.set(millis(pause));
@@ -682,12 +692,23 @@ impl Writes {
 #[derive(Clone, Debug)]
 pub(crate) struct FrontHandle {
     asks: mpsc::Sender<Ask>,
+    primary: watch::Receiver<Option<ReplicaId>>,
 }
 
 impl FrontHandle {
     /// A handle whose asks arrive there.
-    pub(crate) fn new(asks: mpsc::Sender<Ask>) -> FrontHandle {
-        FrontHandle { asks }
+    pub(crate) fn new(asks: mpsc::Sender<Ask>, primary: watch::Receiver<Option<ReplicaId>>) -> FrontHandle {
+        FrontHandle { asks, primary }
+    }
+
+    /// Waits until this replica takes another for the primary.
+    pub(crate) async fn until_another_leads(&self, than: ReplicaId) {
+        let mut primary = self.primary.clone();
+        let another = primary.wait_for(|primary| primary.is_some_and(|primary| primary != than));
+        if another.await.is_err() {
+            // The replica has stopped, and hears of nobody any more.
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Orders a request and waits for what becomes of it.

@@ -433,7 +433,8 @@ async fn start(
     let (vault_sender, from_vault) = mpsc::channel(INLET_SIZE);
     let turn = Arc::new(Turn::default());
     let (asks_sender, asks) = mpsc::channel(config.limits.http_queue_max);
-    let front_handle = FrontHandle::new(asks_sender);
+    let (primary_sender, primary) = watch::channel(None);
+    let front_handle = FrontHandle::new(asks_sender, primary);
     let mut threads = Vec::new();
 
     let wal = WalThread {
@@ -522,6 +523,7 @@ async fn start(
             turn,
             voters: membership.voters.iter().map(|voter| voter.replica).collect(),
             gate,
+            primary: primary_sender,
             counters: Arc::clone(&counters),
             stop: stop.clone(),
         },

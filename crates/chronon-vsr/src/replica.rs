@@ -574,6 +574,11 @@ impl Replica {
         }
     }
 
+    /// The primary that it follows, or will as soon as its own disk says so: whoever can't wait for that may ask there.
+    pub fn followed(&self) -> Option<ReplicaId> {
+        matches!(self.part, Part::Following(_)).then(|| self.membership.primary(self.stamp))
+    }
+
     /// What it is doing.
     pub fn status(&self) -> Status {
         match &self.part {

@@ -71,6 +71,10 @@ async fn a_primary_whose_disk_stalls_for_long_abdicates_once_and_no_command_fail
     assert_eq!(next_view, view + 1, "one view change");
     load.more(50).await;
     load.go_on(Duration::from_secs(1)).await;
+    // Its disk has not said yet that it follows, but it hears whom to ask.
+    let done = cluster.submit_under_key(stalled, "from the stalled", r#"{"transfer":1000000000}"#).await;
+    assert!(done["op"].is_u64(), "{done}");
+    assert!(cluster.disk(stalled).holds());
     cluster.disk(stalled).release();
     let caught_up = async || {
         let (old, new) = (cluster.status(stalled).await, cluster.status(next).await);
