@@ -71,6 +71,8 @@ pub(crate) struct FrontReport {
     pub(crate) halted: Option<Halted>,
     /// Requests that nobody has an answer to yet.
     pub(crate) unanswered: usize,
+    /// Whether it fetches a state, and acknowledges nothing until it has it.
+    pub(crate) fetches: bool,
     /// What it can't go on without and nobody has.
     pub(crate) loss: Option<Loss>,
     pub(crate) clocks: Clocks,
@@ -367,6 +369,7 @@ impl FrontThread {
                     in_touch,
                     halted: self.front.borrow().halted().cloned(),
                     unanswered: self.waiters.borrow().len(),
+                    fetches: self.front.borrow().replica().is_fetching_state(),
                     loss: self.front.borrow().replica().loss().cloned(),
                     clocks: self.front.borrow().replica().clocks(),
                     json: self.status_json(),

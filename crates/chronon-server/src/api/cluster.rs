@@ -99,6 +99,11 @@ pub(super) async fn readyz(State(api): State<Arc<Api>>) -> Result<&'static str, 
     if let Some(Halted { op, culprit, message, .. }) = &report.halted {
         return Err(not_ready(format!("execution has halted at op {op}, {culprit}: {message}")));
     }
+    if report.fetches {
+        return Err(not_ready(
+            "the replica fetches a state, and acknowledges nothing before it has it".to_owned(),
+        ));
+    }
     match report.status.role {
         Role::Primary { serving: true, .. } | Role::Backup { .. } => {}
         Role::Primary { serving: false, .. } => {

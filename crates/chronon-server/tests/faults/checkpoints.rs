@@ -104,6 +104,12 @@ async fn a_replica_that_was_away_for_long_is_brought_back_to_an_idle_cluster() {
     let (away, left_at) = left_behind(&mut cluster, &load).await;
     let told = load.stop().await;
     cluster.start_one(away).await;
+    // It can't be done with it before its disk has said so.
+    cluster.disk(away).pull();
+    let is_told = async || cluster.ready(away).await.contains("fetches a state");
+    eventually("it is not ready, and says why", is_told).await;
+    cluster.disk(away).release();
+    eventually("it is ready", async || cluster.ready(away).await.ends_with("ok\n")).await;
     caught_up(&cluster, away, left_at).await;
     told.assert_kept(&cluster.books().await);
 }

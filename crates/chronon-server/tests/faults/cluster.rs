@@ -346,6 +346,12 @@ impl Cluster {
         sum
     }
 
+    /// What a replica answers to whoever asks whether it is ready.
+    pub(crate) async fn ready(&self, replica: u8) -> String {
+        let port = self.ports[usize::from(replica)][2];
+        tokio::task::spawn_blocking(move || request(port, "GET", "/readyz", "", "")).await.unwrap()
+    }
+
     /// JSON that a replica answers to a GET.
     pub(crate) async fn get(&self, replica: u8, path: &str) -> serde_json::Value {
         let (port, path) = (self.ports[usize::from(replica)][2], path.to_owned());
