@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use chronon_bank::Bank;
-use chronon_server::{Founding, Node};
+use chronon_server::{CHECKPOINT_ROOM_MIN, Founding, Node};
 use chronon_vsr::ReplicaId;
 
 use crate::config::Config;
@@ -44,10 +44,13 @@ pub(crate) fn found(
     let count = u8::try_from(planned.len()).context("too many replicas")?;
     // A log that no file could hold needs more than there is.
     let log = chronon_storage::wal_size(&founding.ring).unwrap_or(u64::MAX);
-    let needed = log.saturating_add(state_size).saturating_add(SMALL_FILES).saturating_mul(u64::from(count));
+    let each = log.saturating_add(state_size).saturating_add(SMALL_FILES);
+    // Without room for its first checkpoint a replica would refuse every command.
+    let with_checkpoint = each.saturating_add(state_size).saturating_add(CHECKPOINT_ROOM_MIN);
     if let Some(one) = planned.first() {
-        room(&one.directory, needed)?;
+        room(&one.directory, with_checkpoint.saturating_mul(u64::from(count)))?;
     }
+    let all = each.saturating_mul(u64::from(count));
     let data: Vec<PathBuf> = planned.iter().map(|one| one.directory.join(&one.config.data)).collect();
     // All at once: a disk is kept busy better, and nobody waits for three fillings in a row.
     std::thread::scope(|scope| -> anyhow::Result<()> {
@@ -65,7 +68,7 @@ pub(crate) fn found(
             .collect();
         while !formats.iter().all(|format| format.is_finished()) {
             let filled = data.iter().map(|data| bytes_in(data)).sum();
-            progress(filled, needed.max(filled));
+            progress(filled, all.max(filled));
             std::thread::sleep(Duration::from_millis(50));
         }
         for format in formats {

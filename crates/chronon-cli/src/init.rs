@@ -50,6 +50,18 @@ pub(crate) fn run(arguments: &InitArguments) -> anyhow::Result<ExitCode> {
     make(&arguments.cluster, &Founding::draw, &founding::format_empty, 0)
 }
 
+/// A ring for a log of so many MiB.
+fn ring_of(log_mib: u64) -> anyhow::Result<Ring> {
+    let of_mib = |mib: u64| Ring::new(mib.checked_mul(1024 * 1024)?, BODY_SIZE_MAX as u32);
+    of_mib(log_mib).with_context(|| {
+        // Within a few dozen of the largest ops.
+        match (log_mib..1024).find(|mib| of_mib(*mib).is_some()) {
+            Some(least) => format!("--log-mib {log_mib} does not hold the pipeline: use {least} or more"),
+            None => format!("--log-mib {log_mib} is more than bytes can be counted: use less"),
+        }
+    })
+}
+
 /// Makes a cluster whose identities are drawn so, and whose data directories are made so, each with a state of at most so
 /// many bytes. All of it, or nothing.
 pub(crate) fn make(
@@ -65,9 +77,7 @@ pub(crate) fn make(
         "--hosts names {} addresses for {replicas} replicas: name one, or one for each",
         hosts.len()
     );
-    let ring = log_mib.checked_mul(1024 * 1024).and_then(|log| Ring::new(log, BODY_SIZE_MAX as u32));
-    let ring =
-        ring.with_context(|| format!("--log-mib {log_mib} does not hold the pipeline: use 64 or more"))?;
+    let ring = ring_of(*log_mib)?;
     if let Ok(mut entries) = std::fs::read_dir(dir)
         && let Some(Ok(entry)) = entries.next()
     {

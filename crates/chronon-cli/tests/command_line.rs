@@ -167,6 +167,24 @@ fn logs_that_the_disk_has_no_room_for_are_refused_before_anything_is_written() {
     }
 }
 
+#[test]
+fn a_log_of_an_impossible_size_is_refused_with_one_that_is_possible() {
+    let directory = Directory::new("log-sizes");
+    let make = |log_mib: &str| {
+        chronon(&["init", "--replicas", "1", "--dir", &directory.path(log_mib), "--log-mib", log_mib])
+    };
+    for small in ["0", "8"] {
+        let error = stderr(&make(small));
+        let least = error.split("use ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+        assert!(error.ends_with("or more\n") && make(least).status.success(), "{error}");
+        std::fs::remove_dir_all(directory.0.join(least)).unwrap();
+        let below = (least.parse::<u64>().unwrap() - 1).to_string();
+        assert!(stderr(&make(&below)).contains(&format!("use {least} or more")));
+    }
+    let error = stderr(&make(&u64::MAX.to_string()));
+    assert!(error.contains("use less"), "{error}");
+}
+
 /// A shell's limit on the size of files stands for a disk that fills up in the middle.
 #[test]
 fn a_cluster_that_can_not_be_made_leaves_nothing_behind() {

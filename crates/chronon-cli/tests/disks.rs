@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use support::accounts::Accounts;
-use support::{Cluster, PATIENCE, chronon, stderr};
+use support::{Cluster, Directory, PATIENCE, chronon, stderr};
 
 fn ran(command: &mut Command) -> bool {
     command.status().is_ok_and(|status| status.success())
@@ -250,6 +250,22 @@ async fn follows(cluster: &Cluster, replica: usize) {
         // sleeps: between two looks at another process.
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// A replica without room for its first checkpoint would refuse every command.
+#[test]
+fn a_disk_with_room_for_the_log_alone_is_too_small_for_a_cluster() {
+    let directory = Directory::new("small-disk");
+    let path = directory.0.join("disk");
+    let Some(mount) = Mount::new(&path, 28 << 20) else { return };
+    let to = path.join("cluster");
+    let make = || chronon(&["init", "--replicas", "1", "--log-mib", "16", "--dir", to.to_str().unwrap()]);
+    let refused = make();
+    assert_eq!(refused.status.code(), Some(1), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("has 28 MiB free") && !to.exists(), "{}", stderr(&refused));
+    mount.remount(&format!("size={}", 30 << 20));
+    let made = make();
+    assert!(made.status.success(), "{}", stderr(&made));
 }
 
 #[tokio::test]

@@ -49,3 +49,4 @@ pub use call::{Call, CallError};
 pub use config::{Addresses, CheckpointLimits, DiskHook, DiskKind, Limits, Listen, ServerConfig};
 pub use node::{BoundAddresses, Founding, Node, RunningNode, StartError};
 pub use stop::StopReason;
+pub use vault::CHECKPOINT_ROOM_MIN;

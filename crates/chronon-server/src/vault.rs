@@ -55,8 +55,9 @@ const SCRUB_EVERY: Duration = Duration::from_secs(1);
 /// How often room is set aside again when there was none, or the vault was busy.
 const RESERVE_EVERY: Duration = Duration::from_secs(5);
 
-/// Room that is set aside for the next checkpoint besides what the newest one takes.
-const RESERVE_MORE: u64 = 4 * 1024 * 1024;
+/// Room that is set aside for the next checkpoint besides what the newest one takes. A replica whose disk has not so much
+/// takes no commands.
+pub const CHECKPOINT_ROOM_MIN: u64 = 4 * 1024 * 1024;
 
 /// A disk that goes on refusing is told of this often.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
@@ -752,7 +753,7 @@ impl VaultThread {
     /// Asks for room for a checkpoint that is somewhat larger than the newest one.
     fn set_aside(&mut self) -> io::Result<()> {
         let stored = self.current.root.map_or(0, |root| self.parts.vault.stored_size(root));
-        self.parts.vault.reserve(stored + RESERVE_MORE);
+        self.parts.vault.reserve(stored + CHECKPOINT_ROOM_MIN);
         self.carry_out()?;
         self.end_complaint();
         Ok(())
