@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::os::unix::process::CommandExt as _;
@@ -266,6 +268,32 @@ fn a_disk_with_room_for_the_log_alone_is_too_small_for_a_cluster() {
     mount.remount(&format!("size={}", 30 << 20));
     let made = make();
     assert!(made.status.success(), "{}", stderr(&made));
+}
+
+/// Each start sets room aside in a file of its own.
+#[tokio::test]
+async fn a_start_before_the_first_checkpoint_removes_what_the_one_before_has_set_aside() {
+    let mut cluster = Cluster::started("set-aside", 1);
+    let files = |cluster: &Cluster| -> BTreeSet<OsString> {
+        let found = fs::read_dir(cluster.data(0)).unwrap().map(|found| found.unwrap().file_name());
+        found.filter(|name| name.to_str().unwrap().starts_with("pack-")).collect()
+    };
+    let mut before = BTreeSet::new();
+    for _ in 0..3 {
+        let began = Instant::now();
+        loop {
+            let now = files(&cluster);
+            if !now.is_empty() && now.is_disjoint(&before) {
+                before = now;
+                break;
+            }
+            assert!(began.elapsed() < PATIENCE, "{before:?} {now:?}");
+            // sleeps: between two looks at a directory.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(cluster.terminate(0));
+        cluster.start(0);
+    }
 }
 
 #[tokio::test]

@@ -316,6 +316,10 @@ impl VaultThread {
     /// Runs until the replica stops.
     pub(crate) fn run(mut self) {
         self.give_back_room();
+        // Where there is a checkpoint, that is done once it has been read.
+        if self.current.root.is_none() && self.let_go().is_err() {
+            return;
+        }
         let Err(Closed) = self.work();
     }
 
@@ -350,7 +354,9 @@ impl VaultThread {
                 self.write(waiting)?;
             } else if self.compacting {
                 let VaultParts { vault, disk, .. } = &mut self.parts;
-                self.compacting = vault.compact(&mut **disk, COMPACT_BYTES) && self.carry_out().is_ok();
+                let moves = vault.compact(&mut **disk, COMPACT_BYTES);
+                // Files may be there that go though nothing has to be moved out of them.
+                self.compacting = self.carry_out().is_ok() && moves;
             }
             if self.backups.iter().any(|(_, until)| *until <= now) {
                 self.backups.retain(|(_, until)| now < *until);
