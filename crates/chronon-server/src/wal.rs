@@ -58,6 +58,7 @@ impl WalThread {
     fn work(&mut self) -> io::Result<()> {
         self.counters.wal_bytes.set(self.disk.size(File::Wal)?);
         self.counters.wal_used_bytes.set(self.journal.wal_used());
+        self.tell_damage_found();
         let mut writes = VecDeque::new();
         self.journal.scrub_from(self.scrub.phase);
         let mut scrub_at = Clock.monotonic() + SCRUB_EVERY;
@@ -72,12 +73,12 @@ impl WalThread {
                 for durable in self.journal.done(job.id) {
                     // Front never waits for this thread, so waiting for Front ends. When it has gone, so do we.
                     if self.to_front.blocking_send(durable).is_err() {
-                        return Ok(());
+                        return self.close();
                     }
                 }
                 // What came while the disk was busy becomes the next group.
                 if self.mailbox.take(&mut writes, Some(Duration::ZERO)) == Waited::Closed {
-                    return Ok(());
+                    return self.close();
                 }
                 writes.drain(..).for_each(|write| self.journal.submit(write));
             }
@@ -85,11 +86,36 @@ impl WalThread {
             let evidence = self.journal.wants_evidence().then_some(EVIDENCE_AFTER);
             let patience = evidence.unwrap_or(until_scrub);
             match self.mailbox.take(&mut writes, Some(patience)) {
-                Waited::Closed => return Ok(()),
+                Waited::Closed => return self.close(),
                 Waited::TimedOut if evidence.is_some() => self.journal.give_evidence(),
                 Waited::TimedOut => {}
                 Waited::Filled => writes.drain(..).for_each(|write| self.journal.submit(write)),
             }
+        }
+    }
+
+    /// Where nothing is left to be written, the superblock says how far the log goes.
+    fn close(&mut self) -> io::Result<()> {
+        if self.journal.idle() {
+            self.journal.close();
+            if let Some(job) = self.journal.next_job() {
+                perform(&mut *self.disk, &job)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the start found: nothing of it counts, and what is needed of it comes from the peers.
+    fn tell_damage_found(&self) {
+        let (groups, blocks) = self.journal.damaged();
+        if 0 < groups + blocks {
+            self.counters.wal_groups_damaged.add_many(groups);
+            self.counters.wal_blots.add_many(blocks);
+            warn!(
+                groups,
+                blocks,
+                "the log was damaged while this replica did not run; what it needs of it is asked of the others"
+            );
         }
     }
 

@@ -409,6 +409,22 @@ impl Journal {
         self.groups.iter().all(|group| group.lost == Lost::Nothing && !group.blotted) && self.blots.is_empty()
     }
 
+    /// How many groups, and blocks of 4 KiB where no group is, are known not to be as they were written. At the start: what
+    /// the scan found.
+    pub fn damaged(&self) -> (usize, usize) {
+        let groups = self.groups.iter().filter(|group| group.lost != Lost::Nothing || group.blotted).count();
+        (groups, self.blots.len())
+    }
+
+    /// Nothing more will be written: the next job is a superblock that says how far the log goes, unless that is known. A log
+    /// that ends before is known for damaged at the next start, though nothing in it says so.
+    pub fn close(&mut self) {
+        assert!(self.idle());
+        if self.superblock.wal_durable < self.durable_through {
+            self.superblock_again = Some([true; superblock::COPIES]);
+        }
+    }
+
     /// Bytes of the WAL that hold groups which are still needed.
     pub fn wal_used(&self) -> u64 {
         self.layout.size - self.free()

@@ -54,6 +54,31 @@ fn data_of_another_cluster_or_replica_is_refused() {
     assert!(open(&mut disk, right, Mutations::NONE).is_ok());
 }
 
+/// Nothing in the log itself says that there was more: zeros are what was never written.
+#[test]
+fn the_only_replica_refuses_a_log_that_ends_before_its_last_good_end() {
+    let mut disk = formatted(1);
+    let (mut journal, _) = reopen(&mut disk);
+    let (mut numbers, mut chain) = (Numbers::new(), Chain::new(1));
+    let groups: Vec<u64> = (0..3)
+        .map(|_| {
+            let begins = journal.wal_used();
+            append(&mut disk, &mut journal, &mut numbers, &chain.take(&[100, 100]));
+            begins
+        })
+        .collect();
+    journal.close();
+    drain(&mut disk, &mut journal);
+    for begins in groups {
+        let mut disk = disk.clone();
+        disk.bytes_mut(File::Wal)[begins as usize..].fill(0);
+        let error = any(&mut disk);
+        assert!(matches!(error, OpenError::OnlyCopyDamaged { .. }), "from byte {begins}: {error}");
+    }
+    let (_, recovered) = reopen(&mut disk);
+    assert_eq!(intact(&recovered).len(), 6);
+}
+
 #[test]
 fn files_of_the_wrong_size_are_refused() {
     for (file, size) in [(File::Superblock, 65536), (File::Wal, formatted(3).bytes(File::Wal).len())] {

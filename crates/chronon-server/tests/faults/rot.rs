@@ -39,6 +39,29 @@ async fn a_running_replica_finds_rot_in_its_log_and_mends_it() {
     assert_eq!(cluster.counter(0, "wal_groups_damaged").await, 0);
 }
 
+/// What rotted while it did not run is asked of its peers, and told all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn rot_that_a_start_finds_in_the_log_is_counted_and_mended() {
+    let mut cluster = Cluster::start(Setup::new(3)).await;
+    let load = Load::steady(&cluster, 0);
+    load.more(100).await;
+    cluster.cut_power(&[1]);
+    let wal = std::fs::OpenOptions::new().read(true).write(true).open(cluster.path(1).join("wal")).unwrap();
+    for position in [700, 9000] {
+        let mut byte = [0];
+        wal.read_exact_at(&mut byte, position).unwrap();
+        wal.write_all_at(&[byte[0] ^ 0x20], position).unwrap();
+    }
+    cluster.start_one(1).await;
+    eventually("both are told", async || cluster.counter(1, "wal_groups_damaged").await == 2).await;
+    let told = load.stop().await;
+    eventually("the replica follows", async || {
+        cluster.status(1).await.applied == cluster.status(cluster.primary().await).await.commit
+    })
+    .await;
+    told.assert_kept(&cluster.books().await);
+}
+
 /// It has nobody to ask, and what it needs in memory: once as it wrote it, once as it began with it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_single_replica_writes_what_has_rotted_of_its_checkpoint_anew_from_memory() {
