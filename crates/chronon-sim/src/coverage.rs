@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 /// Events that every batch of [`BATCH_MIN`] seeds of the default swarm reaches: those of the protocol by the name of their
 /// [`chronon_vsr::Event`], the others by names of their own.
-pub const EXPECTED: [&str; 42] = [
+pub const EXPECTED: [&str; 43] = [
     "Abdicated",
     "AnswerWithheld",
     "Busy",
@@ -24,6 +24,7 @@ pub const EXPECTED: [&str; 42] = [
     "GateRefused",
     "HeadUncertain",
     "KeyExpired",
+    "KilledBetweenOutputs",
     "LogTruncated",
     "LogWrapped",
     "MessageDropped",

@@ -29,6 +29,9 @@ const REFUSAL_MAX: Duration = Duration::from_secs(120);
 /// When all is quiet it stays so: the world runs on for this long, and nothing may be ordered.
 const QUIET: Duration = Duration::from_secs(3);
 
+/// A process that dies in the middle of a drain carries out fewer outputs than this before.
+const OUTPUTS_MAX: u64 = 16;
+
 /// Which phase of a run a judge objected in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
@@ -525,6 +528,8 @@ struct Run {
     faults: u32,
     beyond: bool,
     performance: bool,
+    /// Draws where in a drain processes die.
+    deaths: Prng,
     /// Whose machine slips, and from which op on.
     slip: Option<(ReplicaId, Op)>,
     /// Somebody has refused, and rightly so: the run ends there.
@@ -640,6 +645,7 @@ impl Run {
             faults: 0,
             beyond: swarm.beyond,
             performance: swarm.performance && !swarm.beyond,
+            deaths: Prng::new(seed ^ 0xd1e5_0000_0d4a_1000),
             slip,
             refused: false,
         }
@@ -883,7 +889,9 @@ impl Run {
         self.faults += 1;
         match kind {
             Disruption::Kill => {
-                world.inflict(Fault::Kill(target));
+                let outputs = self.deaths.below(OUTPUTS_MAX) as u32;
+                let between = self.deaths.chance(1, 2);
+                world.inflict(if between { Fault::KillWithin(target, outputs) } else { Fault::Kill(target) });
                 world.inflict_after(length, Fault::Start(target));
             }
             Disruption::Power => {

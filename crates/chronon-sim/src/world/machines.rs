@@ -205,6 +205,8 @@ impl World {
     pub(super) fn lives_on(&mut self, at: usize) -> bool {
         match &mut self.machines[at].outputs_left {
             Some(0) => {
+                // What it gave to its disk before may be on its way there.
+                self.start_jobs(at);
                 self.kill(at);
                 self.reach("KilledBetweenOutputs");
             }
