@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 /// Events that every batch of [`BATCH_MIN`] seeds of the default swarm reaches: those of the protocol by the name of their
 /// [`chronon_vsr::Event`], the others by names of their own.
-pub const EXPECTED: [&str; 43] = [
+pub const EXPECTED: [&str; 45] = [
     "Abdicated",
     "AnswerWithheld",
     "Busy",
@@ -28,6 +28,8 @@ pub const EXPECTED: [&str; 43] = [
     "LogTruncated",
     "LogWrapped",
     "MessageDropped",
+    "PartitionChained",
+    "PartitionFlapped",
     "PerformanceCompared",
     "PrimaryStarted",
     "ProbedTooEarly",

@@ -32,6 +32,9 @@ const QUIET: Duration = Duration::from_secs(3);
 /// A process that dies in the middle of a drain carries out fewer outputs than this before.
 const OUTPUTS_MAX: u64 = 16;
 
+/// A partition that comes and goes does so at most this often.
+const FLAPS_MAX: u64 = 16;
+
 /// Which phase of a run a judge objected in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
@@ -530,6 +533,8 @@ struct Run {
     performance: bool,
     /// Draws where in a drain processes die.
     deaths: Prng,
+    /// Draws which partitions come and go.
+    flaps: Prng,
     /// Whose machine slips, and from which op on.
     slip: Option<(ReplicaId, Op)>,
     /// Somebody has refused, and rightly so: the run ends there.
@@ -646,6 +651,7 @@ impl Run {
             beyond: swarm.beyond,
             performance: swarm.performance && !swarm.beyond,
             deaths: Prng::new(seed ^ 0xd1e5_0000_0d4a_1000),
+            flaps: Prng::new(seed ^ 0xf1a9_0000_c07e_5000),
             slip,
             refused: false,
         }
@@ -716,7 +722,7 @@ impl Run {
                 let plot = plots[self.prng.below(plots.len() as u64) as usize];
                 plot.play(world, &mut self.prng, self.victim)?;
             } else if !self.menu.disruptions().is_empty() {
-                self.disrupt(world);
+                self.disrupt(world)?;
             }
         }
         Ok(())
@@ -871,7 +877,7 @@ impl Run {
     }
 
     /// One misfortune, and when it ends.
-    fn disrupt(&mut self, world: &mut World) {
+    fn disrupt(&mut self, world: &mut World) -> Result<(), Violation> {
         let replicas = world.replicas();
         let any = |prng: &mut Prng| replicas[prng.below(replicas.len() as u64) as usize];
         // The primary is where it hurts.
@@ -910,7 +916,7 @@ impl Run {
                 world.inflict(Fault::Pause(target));
                 world.inflict_after(length, Fault::Resume(target));
             }
-            Disruption::Partition => self.partition(world, target, other, length),
+            Disruption::Partition => self.partition(world, target, other, length)?,
             Disruption::Stall => {
                 // Now and then for ever, as far as this phase goes.
                 let length = if self.prng.chance(1, 8) { Duration::from_secs(86_400) } else { length };
@@ -956,44 +962,60 @@ impl Run {
             Disruption::StepDown => world.inflict(Fault::StepDown(target)),
             Disruption::Slow => world.rest_execution(target, length),
         }
+        Ok(())
     }
 
-    fn partition(&mut self, world: &mut World, target: ReplicaId, other: ReplicaId, length: Duration) {
+    fn partition(
+        &mut self,
+        world: &mut World,
+        target: ReplicaId,
+        other: ReplicaId,
+        length: Duration,
+    ) -> Result<(), Violation> {
         let replicas = world.replicas();
-        match self.prng.below(4) {
+        let pairs = replicas.iter().flat_map(|from| replicas.iter().map(|to| (*from, *to)));
+        let pairs = pairs.filter(|(from, to)| from != to);
+        let cuts: Vec<(ReplicaId, ReplicaId)> = match self.prng.below(4) {
             // One alone.
-            0 => {
-                for peer in replicas.iter().filter(|peer| **peer != target) {
-                    world.inflict(Fault::Cut(target, *peer));
-                    world.inflict(Fault::Cut(*peer, target));
-                }
-            }
+            0 => pairs.filter(|(from, to)| *from == target || *to == target).collect(),
             // One way: it hears, or is heard, no more.
             1 => {
                 let hears = self.prng.chance(1, 2);
-                for peer in replicas.iter().filter(|peer| **peer != target) {
-                    let (from, to) = if hears { (target, *peer) } else { (*peer, target) };
-                    world.inflict(Fault::Cut(from, to));
-                }
+                pairs.filter(|(from, to)| target == if hears { *from } else { *to }).collect()
             }
             // Only two do not see one another.
-            2 if target != other => {
-                world.inflict(Fault::Cut(target, other));
-                world.inflict(Fault::Cut(other, target));
-            }
-            // Two camps.
+            2 if target != other => vec![(target, other), (other, target)],
             _ => {
-                let camps = self.prng.next_u64();
-                for from in &replicas {
-                    for to in &replicas {
-                        if camps >> from.value() & 1 != camps >> to.value() & 1 {
-                            world.inflict(Fault::Cut(*from, *to));
-                        }
-                    }
+                let bits = self.prng.next_u64();
+                if 3 <= replicas.len() && bits >> 32 & 1 == 0 {
+                    // A chain: each sees its neighbours alone.
+                    world.reach("PartitionChained");
+                    let count = replicas.len() as u64;
+                    let link = |replica: ReplicaId| (u64::from(replica.value()) + (bits >> 40)) % count;
+                    pairs.filter(|(from, to)| link(*from).abs_diff(link(*to)) != 1).collect()
+                } else {
+                    // Two camps.
+                    pairs.filter(|(from, to)| bits >> from.value() & 1 != bits >> to.value() & 1).collect()
                 }
             }
+        };
+        let cut = |world: &mut World| {
+            for (from, to) in &cuts {
+                world.inflict(Fault::Cut(*from, *to));
+            }
+        };
+        if self.flaps.chance(1, 3) {
+            world.reach("PartitionFlapped");
+            for _ in 0..self.flaps.between(1, FLAPS_MAX) {
+                cut(world);
+                run(world, Duration::from_millis(self.flaps.between(1, 120)))?;
+                world.inflict(Fault::MendAll);
+                run(world, Duration::from_millis(self.flaps.between(1, 60)))?;
+            }
         }
+        cut(world);
         world.inflict_after(length, Fault::MendAll);
+        Ok(())
     }
 }
 
