@@ -20,6 +20,8 @@ pub struct ClientConfig {
     pub query_local: u32,
     /// A command goes under an Idempotency-Key instead of the session.
     pub key: u32,
+    /// Whether a command under a key is sent again, or to two replicas at once, though an attempt may have been applied.
+    pub repeat_keys: bool,
     /// A query is sent to any replica, wherever the primary may be.
     pub wander: u32,
     /// A call is sent to two replicas at once.
@@ -42,6 +44,7 @@ impl ClientConfig {
         query: 0,
         query_local: 0,
         key: 0,
+        repeat_keys: true,
         wander: 0,
         duplicate: 0,
         crash: 0,
@@ -108,6 +111,13 @@ pub(crate) struct Call {
     /// Attempts under way.
     pub(crate) tokens: BTreeSet<Token>,
     pub(crate) attempts: u32,
+}
+
+impl Call {
+    /// Whether it is a command under an Idempotency-Key.
+    pub(crate) fn is_keyed(&self) -> bool {
+        matches!(self.kind, CallKind::Command { origin: Origin::Key { .. }, .. })
+    }
 }
 
 /// A client.

@@ -587,6 +587,7 @@ impl Run {
             query: prng.below(400_000) as u32,
             query_local: 150_000,
             key: if prng.chance(1, 2) { prng.below(600_000) as u32 } else { 0 },
+            repeat_keys: true,
             wander: if prng.chance(1, 2) { prng.below(500_000) as u32 } else { 0 },
             duplicate: 0,
             crash: 0,
@@ -678,8 +679,11 @@ impl Run {
     /// Sessions and keys so few that some are evicted, from a source of their own.
     fn draw_limits(swarm: &Swarm, seed: u64, menu: &Menu, config: &mut Config) {
         let mut prng = Prng::new(seed ^ 0x5e55_1045_0000_0000);
-        if prng.chance(1, 3) {
-            config.engine.sessions_max = prng.between(2, u64::from(config.clients.clients) + 2) as usize;
+        let clients = u64::from(config.clients.clients);
+        if prng.chance(3, 4) {
+            // One or a few less than there are clients, or they would do nothing but register.
+            let most = (clients.max(3) - 1).max(2);
+            config.engine.sessions_max = prng.between((most / 2).max(2), most) as usize;
         }
         // Queues and tables so short that callers are told to come back.
         if prng.chance(1, 3) {
@@ -690,10 +694,15 @@ impl Run {
                 config.engine.timers_max = timers_max;
             }
         }
-        // Keys expire by log time: where clocks are off it may jump by more than a client has patience for.
-        if prng.chance(1, 3) && !menu.clock {
-            config.engine.key_kept = Duration::from_secs(prng.between(3, 12));
+        if config.clients.key == 0 && prng.chance(5, 6) {
+            config.clients.key = prng.below(600_000) as u32;
+        }
+        if prng.chance(5, 6) {
+            // Time for an attempt and for another one.
+            config.engine.key_kept = config.clients.patience * prng.between(3, 6) as u32;
             config.engine.key_kept_min = config.engine.key_kept / 2;
+            // Keys expire by log time: where clocks are off it may jump by more than any client has patience for.
+            config.clients.repeat_keys = !menu.clock;
         }
     }
 

@@ -139,7 +139,9 @@ impl World {
         if is_query && chance(&mut self.prng, config.wander) {
             targets[0] = ReplicaId::new(self.prng.below(replicas) as u8);
         }
-        if chance(&mut self.prng, config.duplicate) {
+        let call = self.clients[number as usize].call.as_ref();
+        let may_double = config.repeat_keys || !call.is_some_and(Call::is_keyed);
+        if may_double && chance(&mut self.prng, config.duplicate) {
             targets.push(ReplicaId::new(self.prng.below(replicas) as u8));
         }
         for target in targets {
@@ -323,9 +325,11 @@ impl World {
         if !call.tokens.is_empty() {
             return;
         }
-        // Whoever asks under a key that may be forgotten soon would ask for something new.
-        let is_keyed = matches!(call.kind, CallKind::Command { origin: Origin::Key { .. }, .. });
-        if is_keyed && self.config().engine.key_kept < 3 * self.now().since(call.invoked) {
+        // Whoever asks under a key that may be forgotten before the answer would ask for something new.
+        let config = self.config();
+        let waits = self.now().since(call.invoked) + patience(config.clients.patience, call.attempts);
+        let is_late = call.unknown && !config.clients.repeat_keys || config.engine.key_kept < 3 * waits;
+        if is_late && call.is_keyed() {
             self.clients[number as usize].call = None;
             return self.client_thinks(number);
         }
