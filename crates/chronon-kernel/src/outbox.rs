@@ -118,6 +118,11 @@ pub(crate) struct Outbox {
     acts_count: u64,
 }
 
+/// Nothing starts at a sink while it is frozen.
+fn is_frozen(sink: &Sink, mutations: Mutations) -> bool {
+    sink.spec.frozen && !mutations.breaks(Mutation::FrozenStarts)
+}
+
 /// The longest wait that a sink may ask for.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3_600);
 
@@ -385,7 +390,7 @@ impl Outbox {
         loop {
             let books = &mut self.books;
             let Some(sink) = books.sinks.get(name) else { return };
-            if sink.spec.frozen || u64::from(sink.spec.concurrency) <= sink.started {
+            if is_frozen(sink, self.mutations) || u64::from(sink.spec.concurrency) <= sink.started {
                 return;
             }
             let Some((_, id)) = sink.runnable.get_min().copied() else { return };
@@ -920,12 +925,18 @@ impl Outbox {
                 "the machine can't read this outcome"
             }
             DeskAct::Resolve { .. } => return Ok(()),
-            DeskAct::Cancel { .. } if effect.may_have_started => {
+            DeskAct::Cancel { .. }
+                if effect.may_have_started && !self.mutations.breaks(Mutation::CancelStarted) =>
+            {
                 "an attempt may have started: resolve it instead"
             }
             DeskAct::Cancel { .. } => return Ok(()),
             DeskAct::Retry { not_delivered, accept_duplicate, .. } => match effect.phase {
-                Phase::Parked(Parked::InDoubt) if !not_delivered && !accept_duplicate => {
+                Phase::Parked(Parked::InDoubt)
+                    if !not_delivered
+                        && !accept_duplicate
+                        && !self.mutations.breaks(Mutation::DeskRetriesDoubt) =>
+                {
                     "it is in doubt: give proof that it was not delivered, or accept a duplicate"
                 }
                 Phase::Parked(_) => return Ok(()),

@@ -14,6 +14,11 @@ impl Gate {
     /// D: how old the sending of the confirming read round may be.
     pub const AGE_MAX: Duration = Duration::from_millis(500);
 
+    /// So long after a freeze was executed nothing starts at its sink anywhere: a primary of before may hold a round that
+    /// is young enough until then, and its clock may run a percent slow.
+    pub const FREEZE_HOLDS_AFTER: Duration =
+        Duration::from_millis(Gate::AGE_MAX.as_millis() as u64 * 101 / 100 + 1);
+
     /// A gate that nothing passes.
     pub const CLOSED: Gate = Gate { confirmed: None };
 

@@ -3,7 +3,7 @@
 use core::fmt;
 use std::collections::BTreeSet;
 
-use chronon_kernel::{Consistency, Origin, SessionId, SinkName, SinkSpec, Skip};
+use chronon_kernel::{Consistency, DeskAct, EffectId, Origin, SessionId, SinkName, SinkSpec, Skip};
 use chronon_node::Token;
 use chronon_vsr::{Duration, Instant, Op, ReplicaId};
 
@@ -75,9 +75,11 @@ pub enum CallKind {
         name: SinkName,
         /// What it shall be.
         spec: Box<SinkSpec>,
-        /// What it was when somebody looked.
+        /// What it was, as far as the operator knew when the call's turn came.
         revision: u64,
     },
+    /// Act on an effect, as a person does.
+    Desk(EffectId, DeskAct),
     /// Have a call of the machine skipped at which execution has halted.
     Skip(Box<Skip>),
     /// Order a command.

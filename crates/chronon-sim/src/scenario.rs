@@ -129,7 +129,9 @@ impl Cluster {
 
     /// Somebody freezes every sink, or thaws it; waits for the answer.
     pub fn freeze(&mut self, frozen: bool) -> &mut Cluster {
-        self.world().set_frozen(frozen);
+        for name in self.world().sinks().keys().cloned().collect::<Vec<_>>() {
+            self.world().set_frozen(&name, frozen);
+        }
         self.until("the sinks are set", World::clients_done)
     }
 

@@ -219,6 +219,11 @@ impl Sink {
         self.by_key.get(key).into_iter().flatten().map(|at| &self.ledger[*at])
     }
 
+    /// Whether a call under this key has arrived and not yet come to its end here.
+    pub(crate) fn works_on(&self, key: &EffectKey) -> bool {
+        self.working.contains_key(key)
+    }
+
     /// How many calls arrived.
     pub fn arrivals(&self) -> u64 {
         self.arrivals

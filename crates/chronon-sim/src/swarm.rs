@@ -35,6 +35,9 @@ const OUTPUTS_MAX: u64 = 16;
 /// A partition that comes and goes does so at most this often.
 const FLAPS_MAX: u64 = 16;
 
+/// When all is quiet a person sees to what is parked, with at most so many looks.
+const DESK_ACTS_MAX: u64 = 24;
+
 /// Which phase of a run a judge objected in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
@@ -135,10 +138,15 @@ pub struct Menu {
     pub step_down: bool,
     /// Execution is slow for a while.
     pub slow: bool,
+    /// A person freezes and thaws sinks and, where [`Swarm::desk`] lets them, works at the desk.
+    pub operator: bool,
 }
 
 impl Menu {
-    const KINDS: usize = 15;
+    const KINDS: usize = 16;
+
+    /// Those that the bits of one draw stand for.
+    const DRAWN: usize = 15;
 
     /// Every kind of misfortune.
     pub const ALL: Menu = Menu {
@@ -157,6 +165,7 @@ impl Menu {
         clients: true,
         step_down: true,
         slow: true,
+        operator: true,
     };
 
     /// Every kind with its name.
@@ -177,6 +186,7 @@ impl Menu {
             ("slow", &mut self.slow),
             ("lost", &mut self.lost),
             ("full", &mut self.full),
+            ("operator", &mut self.operator),
         ]
     }
 
@@ -208,15 +218,16 @@ impl Menu {
         std::iter::once(Menu::default()).chain((0..Menu::KINDS).filter_map(alone)).collect()
     }
 
-    /// No faults, one kind alone, some, or all of them.
-    fn draw(prng: &mut Prng) -> Menu {
-        let all = (1 << Menu::KINDS) - 1;
-        Menu::from_bits(match prng.below(10) {
+    /// No faults, one kind alone, some, or all of them; and an operator or none, from a source of its own.
+    fn draw(prng: &mut Prng, seed: u64) -> Menu {
+        let all = (1 << Menu::DRAWN) - 1;
+        let menu = Menu::from_bits(match prng.below(10) {
             0 => 0,
-            1 | 2 => 1 << prng.below(Menu::KINDS as u64),
+            1 | 2 => 1 << prng.below(Menu::DRAWN as u64),
             3..=6 => prng.next_u64() & all,
             _ => all,
-        })
+        });
+        Menu { operator: Prng::new(seed ^ 0x09e4_a704_0000_0000).chance(1, 2), ..menu }
     }
 
     /// Those that come at moments of their own, not with every message or write.
@@ -317,6 +328,9 @@ pub struct Swarm {
     pub performance: bool,
     /// Whether seeds may have room for a few timers only: no command is told to come back for ever if they all ring soon.
     pub few_timers: bool,
+    /// Whether operators work at the desk too: resolve, retry and cancel effects, as the sinks' ledgers say. Machines
+    /// hear of outcomes then that no sink gave.
+    pub desk: bool,
     /// Always this many replicas.
     pub replicas: Option<usize>,
     /// Faults that may happen; none: the seed decides.
@@ -341,6 +355,7 @@ impl Swarm {
             beyond: false,
             performance: false,
             few_timers: false,
+            desk: false,
             replicas: None,
             menu: None,
             clients: None,
@@ -353,7 +368,7 @@ impl Swarm {
     /// The default swarm of the bank.
     pub fn bank() -> Swarm {
         let bank = Swarm::of(|prng| Box::new(BankWorkload::draw(prng)));
-        Swarm { body_size_max: 8 * 1024, performance: true, few_timers: true, ..bank }
+        Swarm { body_size_max: 8 * 1024, performance: true, few_timers: true, desk: true, ..bank }
     }
 
     /// The default swarm of registers, whose histories are judged by what clients saw alone.
@@ -535,6 +550,9 @@ struct Run {
     deaths: Prng,
     /// Draws which partitions come and go.
     flaps: Prng,
+    /// Draws what the operator does.
+    operator: Prng,
+    desk: bool,
     /// Whose machine slips, and from which op on.
     slip: Option<(ReplicaId, Op)>,
     /// Somebody has refused, and rightly so: the run ends there.
@@ -546,7 +564,7 @@ impl Run {
         let mut prng = Prng::new(seed ^ 0x5eed_5eed_5eed_5eed);
         let drawn = [3, 3, 3, 3, 5, 5, 1, 2, 4, 6][prng.below(10) as usize];
         let replicas = swarm.replicas.unwrap_or(drawn);
-        let mut menu = Menu::draw(&mut prng);
+        let mut menu = Menu::draw(&mut prng, seed);
         if let Some(forced) = swarm.menu {
             menu = forced;
         }
@@ -653,6 +671,8 @@ impl Run {
             performance: swarm.performance && !swarm.beyond,
             deaths: Prng::new(seed ^ 0xd1e5_0000_0d4a_1000),
             flaps: Prng::new(seed ^ 0xf1a9_0000_c07e_5000),
+            operator: Prng::new(seed ^ 0x09e4_a704_4a2d_0000),
+            desk: swarm.desk,
             slip,
             refused: false,
         }
@@ -724,6 +744,9 @@ impl Run {
         while world.now() < end && !world.clients_done() {
             let pause = crate::network::exponential(&mut self.prng, self.fault_mean);
             run(world, pause)?;
+            if self.menu.operator {
+                world.operate(&mut self.operator, self.desk);
+            }
             let forgets = world.sinks.values().any(|sink| sink.forgets_within(BLACKOUT_MIN));
             let plots = Plot::of(&self.menu, self.config.replicas, forgets);
             if !plots.is_empty() && self.prng.chance(1, 3) {
@@ -762,7 +785,8 @@ impl Run {
             }
         }
         self.heal(world);
-        Run::until_quiet_or_tied(world, "when everything has healed")
+        Run::until_quiet_or_tied(world, "when everything has healed")?;
+        self.see_to_what_is_parked(world)
     }
 
     /// Both sides of a tie are quarantined, and a third replica, which was away meanwhile, may need a state that nobody
@@ -776,6 +800,22 @@ impl Run {
             }
             ended => ended,
         }
+    }
+
+    /// All is quiet, and becomes so again when a person has seen to what is parked.
+    fn see_to_what_is_parked(&mut self, world: &mut World) -> Result<(), Violation> {
+        if !self.menu.operator || !self.desk {
+            return Ok(());
+        }
+        for _ in 0..DESK_ACTS_MAX {
+            if !world.holds_parked() {
+                break;
+            }
+            world.work_at_desk(&mut self.operator);
+            run(world, Duration::from_millis(500))?;
+            Run::until_quiet_or_tied(world, "when a person has seen to what is parked")?;
+        }
+        Ok(())
     }
 
     /// After damage that nobody promised to survive: all ends well, or somebody has said that it can't.
@@ -877,6 +917,7 @@ impl Run {
         world.set_disks(DiskConfig { stall_chance: 0, error_chance: 0, ..self.config.disk });
         world.set_sinks(SinkBehaviour { permanent: self.config.sinks.permanent, ..SinkBehaviour::GOOD });
         world.set_clients(ClientConfig { crash: 0, ..self.config.clients });
+        world.thaw_all();
         world.inflict(Fault::MendAll);
         for replica in world.replicas() {
             world.inflict(Fault::Clock(replica, 0));

@@ -33,6 +33,7 @@ use crate::slip::Slip;
 use crate::trace::Who;
 use crate::{CallKind, Config, Sink, SinkKind, Trace, Violation, Workload};
 
+use operator::Operator;
 use quarantine::Slips;
 pub(crate) use vaults::Store;
 
@@ -90,6 +91,7 @@ pub struct World {
     pub(crate) promises: Promises,
     pub(crate) bounds: Bounds,
     pub(crate) slips: Slips,
+    operator: Operator,
     reached: BTreeMap<&'static str, u64>,
     violation: Option<Violation>,
     front_outputs: Vec<FrontOutput>,
@@ -186,6 +188,7 @@ impl World {
             promises: Promises::new(config.replicas),
             bounds,
             slips: Slips::default(),
+            operator: Operator::default(),
             reached: BTreeMap::new(),
             violation: None,
             front_outputs: Vec::new(),

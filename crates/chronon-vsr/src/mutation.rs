@@ -132,6 +132,12 @@ mutations! {
     QuarantinedAnswers,
     /// Nobody judges by the digests that a primary hears.
     DivergenceUnjudged,
+    /// Effects of a frozen sink start.
+    FrozenStarts,
+    /// A person may cancel an effect though an attempt may have started.
+    CancelStarted,
+    /// A person may have an effect in doubt tried again without proof, and without accepting a duplicate.
+    DeskRetriesDoubt,
 }
 
 /// The guards that are broken in this run: none, or one.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use chronon_vsr::{Duration, Stamp, Timestamp};
 
-use super::{Callback, Outbox};
+use super::{Callback, Outbox, is_frozen};
 use crate::delivery::Doubt;
 use crate::effect::{Effect, Phase};
 use crate::view::{
@@ -173,14 +173,14 @@ impl Outbox {
     }
 
     pub(crate) fn frozen_sinks(&self) -> Vec<SinkName> {
-        let frozen = self.books.sinks.iter().filter(|(_, sink)| sink.spec.frozen);
+        let frozen = self.books.sinks.iter().filter(|(_, sink)| is_frozen(sink, self.mutations));
         frozen.map(|(name, _)| name.clone()).collect()
     }
 
     pub(crate) fn attempt(&self, order: &Order, stamp: Stamp) -> Option<Attempt> {
         let effect = self.effects.get(&order.effect)?;
         let sink = self.books.sinks.get(&effect.sink)?;
-        if sink.spec.frozen {
+        if is_frozen(sink, self.mutations) {
             return None;
         }
         // The log has not seen this stamp yet, and an earlier primary may have started the attempt of this number.

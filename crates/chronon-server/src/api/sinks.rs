@@ -1,7 +1,6 @@
 //! `/v1/sinks`: the outside world, as replicated objects.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, QueryRejection};
@@ -146,8 +145,7 @@ pub(super) async fn freeze(
     Path(name): Path<String>,
 ) -> Result<Response, Problem> {
     let revision = set_frozen(&api, sink_name(name)?, true).await?;
-    // A primary of before may still hold a round that is young enough; its clock may run a percent slow.
-    sleep(Gate::AGE_MAX + Gate::AGE_MAX / 100 + Duration::from_millis(1)).await;
+    sleep(Gate::FREEZE_HOLDS_AFTER).await;
     Ok(text::json(&Revision { revision }))
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chronon_kernel::{
-    Attempt, AttemptKind, AttemptNumber, Contract, EffectFilter, EffectId, EffectKey, EffectState,
+    Attempt, AttemptKind, AttemptNumber, Contract, DeskAct, EffectFilter, EffectId, EffectKey, EffectState,
     EffectView, Ended, Engine, Lineage, Parked, RequestResult, SinkName,
 };
 use chronon_vsr::{Instant, Op, Stamp};
@@ -28,6 +28,15 @@ pub struct Seen {
     pub proved_idle: usize,
 }
 
+/// What a person took upon themselves for an effect.
+#[derive(Clone, Copy, Debug, Default)]
+struct Excused {
+    /// So many calls had left when it was opened again.
+    calls: usize,
+    /// So often its sink had acted when a duplicate was accepted.
+    acts: usize,
+}
+
 /// Watches attempts and ledgers.
 #[derive(Debug)]
 pub struct Effects {
@@ -35,11 +44,13 @@ pub struct Effects {
     seen: BTreeMap<EffectId, Seen>,
     /// The newest effect of each lane that left, and under which stamp.
     lanes: BTreeMap<(SinkName, String), (EffectId, Stamp)>,
+    /// What people were asked to answer for.
+    excused: BTreeMap<EffectId, Excused>,
 }
 
 impl Effects {
     pub(crate) fn new(lineage: Lineage) -> Effects {
-        Effects { lineage, seen: BTreeMap::new(), lanes: BTreeMap::new() }
+        Effects { lineage, seen: BTreeMap::new(), lanes: BTreeMap::new(), excused: BTreeMap::new() }
     }
 
     /// Every effect that was ever attempted.
@@ -50,6 +61,20 @@ impl Effects {
     /// The key that an effect must bear.
     pub fn key(&self, effect: EffectId) -> EffectKey {
         EffectKey::draw(self.lineage, effect)
+    }
+
+    /// A person is about to act on an effect, upon which its sink acted so often.
+    pub(crate) fn on_desk(&mut self, effect: EffectId, act: &DeskAct, acts: usize) {
+        if let DeskAct::Retry { not_delivered, accept_duplicate, .. } = act
+            && (*not_delivered || *accept_duplicate)
+        {
+            let calls = self.seen.get(&effect).map_or(0, |seen| seen.calls.len());
+            self.excused.insert(effect, Excused { calls, acts });
+        }
+    }
+
+    fn excused(&self, effect: EffectId) -> Excused {
+        self.excused.get(&effect).copied().unwrap_or_default()
     }
 
     /// A replica's dispatcher hands an attempt to its executor.
@@ -80,6 +105,7 @@ impl Effects {
 
     /// An attempt leaves its replica: it passed the gate.
     pub(crate) fn on_leave(&mut self, now: Instant, attempt: &Attempt) -> Result<(), Violation> {
+        let excused = self.excused(attempt.effect);
         let Some(seen) = self.seen.get_mut(&attempt.effect) else { return Ok(()) };
         if attempt.kind == AttemptKind::Probe {
             return Ok(());
@@ -92,7 +118,7 @@ impl Effects {
             return Err(Violation::new(Checker::Effects, what));
         }
         if attempt.spec.contract == Contract::AtMostOnce
-            && let Some((_, number, stamp)) = seen.calls.first()
+            && let Some((_, number, stamp)) = seen.calls.get(excused.calls)
         {
             let what = format!(
                 "at most once, and effect {} leaves as attempt {} under {} after attempt {} under {stamp}",
@@ -127,7 +153,7 @@ impl Effects {
 
     /// A sink has acted.
     pub(crate) fn on_act(&mut self, sink: &Sink, attempt: &Attempt) -> Result<(), Violation> {
-        let acts = sink.acts(&attempt.key).count();
+        let acts = sink.acts(&attempt.key).count() - self.excused(attempt.effect).acts;
         let allowed = match attempt.spec.contract {
             Contract::AtLeastOnce => usize::MAX,
             Contract::Transactional
@@ -228,11 +254,13 @@ impl Effects {
         if view.key != self.key(*id) {
             return Err(format!("effect {id} has the key {}", view.key.as_str()));
         }
+        // What a person accepted speaks of nothing that came after.
+        let acts_since = acts - self.excused(*id).acts;
         match (&view.outcome, view.parked) {
             (Some(outcome), _) => {
                 let right = match outcome.outcome {
                     "delivered" => 0 < acts,
-                    "failed" | "cancelled" => acts == 0,
+                    "failed" | "cancelled" => acts_since == 0,
                     _ => true,
                 };
                 if !right {
@@ -256,7 +284,7 @@ impl Effects {
                     return Err(format!("effect {id} is in doubt, and no call of unknown end ever left"));
                 }
             }
-            (None, Some(Parked::Exhausted)) if acts != 0 => {
+            (None, Some(Parked::Exhausted)) if acts_since != 0 => {
                 return Err(format!("nothing of effect {id} is in doubt; its sink acted {acts} times"));
             }
             (None, Some(Parked::Exhausted)) => {}

@@ -1,5 +1,5 @@
-//! The gate: from D after a later primary serves, no start of an earlier one passes, and from D after a sink is frozen none
-//! for that sink.
+//! The gate: from D after a later primary serves, no start of an earlier one passes; and from a little longer than D
+//! after a freeze was answered until somebody asks for its end, nothing leaves for the frozen sink.
 
 use std::collections::BTreeMap;
 
@@ -17,9 +17,9 @@ const DRIFT: Duration = Duration::from_millis(1);
 pub struct GateWatch {
     /// The newest stamp that serves, and since when.
     serving: Option<(Stamp, Instant)>,
-    /// Since when somebody knows that it is frozen, and has not asked to thaw it.
-    frozen: BTreeMap<SinkName, Instant>,
     passed: u64,
+    /// From when on nothing may leave for a sink.
+    frozen: BTreeMap<SinkName, Instant>,
 }
 
 impl GateWatch {
@@ -35,12 +35,12 @@ impl GateWatch {
         }
     }
 
-    /// Somebody hears that a sink is frozen.
-    pub(crate) fn on_frozen(&mut self, now: Instant, sink: SinkName) {
-        self.frozen.entry(sink).or_insert(now);
+    /// A freeze was answered.
+    pub(crate) fn on_frozen(&mut self, now: Instant, sink: &SinkName) {
+        self.frozen.entry(sink.clone()).or_insert(now + Gate::FREEZE_HOLDS_AFTER);
     }
 
-    /// Somebody asks to thaw a sink.
+    /// Somebody asks for a sink to go on.
     pub(crate) fn on_thaw(&mut self, sink: &SinkName) {
         self.frozen.remove(sink);
     }
@@ -53,10 +53,11 @@ impl GateWatch {
         attempt: &Attempt,
     ) -> Result<(), Violation> {
         self.passed += 1;
-        let (stamp, sink) = (attempt.stamp, &attempt.sink);
-        if let Some(since) = self.frozen.get(sink).filter(|since| **since + Gate::AGE_MAX + DRIFT < now) {
+        let Attempt { stamp, sink, effect, .. } = attempt;
+        let stamp = *stamp;
+        if let Some(since) = self.frozen.get(sink).filter(|since| **since < now) {
             let late = now.since(*since);
-            let what = format!("R{replica} starts under {stamp} at {sink} {late:?} after it was frozen");
+            let what = format!("R{replica} starts {effect} at {sink} {late:?} after its freeze held");
             return Err(Violation::new(Checker::Gate, what));
         }
         match self.serving {

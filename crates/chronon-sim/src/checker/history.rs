@@ -145,7 +145,7 @@ impl History {
         answer: Answer,
     ) -> Result<(), Violation> {
         let in_order = match &call.kind {
-            CallKind::Register | CallKind::SinkSet { .. } | CallKind::Skip(_) => true,
+            CallKind::Register | CallKind::SinkSet { .. } | CallKind::Desk(..) | CallKind::Skip(_) => true,
             CallKind::Command { origin, .. } => call.floor < op || self.is_repeated(origin),
             CallKind::Query { consistency: Consistency::Linearizable, .. } => call.floor <= op,
             CallKind::Query { consistency: Consistency::AtLeast(least), .. } => *least <= op.value(),

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use chronon_kernel::{
-    Answer, Consistency, NotExecuted, Origin, Refusal, Request, RequestNumber, RequestResult,
+    Answer, Consistency, DeskAct, NotExecuted, Origin, Refusal, Request, RequestNumber, RequestResult,
+    SinkName,
 };
 use chronon_node::{FrontInput, Token};
 use chronon_vsr::{Duration, Op, Prng, ReplicaId};
@@ -83,7 +84,7 @@ impl World {
         self.name(number, CallKind::Command { origin: unnamed(), body })
     }
 
-    /// Gives a command without a name the session's next number.
+    /// Gives a command without a name the session's next number, and a sink that is to be set the revision that is known.
     fn name(&mut self, number: u32, kind: CallKind) -> CallKind {
         let client = &mut self.clients[number as usize];
         match (kind, client.session) {
@@ -91,6 +92,11 @@ impl World {
                 let origin = Origin::Session { session, number: RequestNumber(client.next_number) };
                 client.next_number += 1;
                 CallKind::Command { origin, body }
+            }
+            // Whoever asks this again, without knowing what became of it, does not undo what came after it.
+            (CallKind::SinkSet { name, spec, .. }, _) => {
+                let revision = self.operator.revision(&name);
+                CallKind::SinkSet { name, spec, revision }
             }
             (kind, _) => kind,
         }
@@ -103,10 +109,14 @@ impl World {
             format!("{id} calls {}", in_words(&kind, &*self.workload))
         });
         self.history.on_called(self.now, id, &kind);
-        if let CallKind::SinkSet { name, spec, .. } = &kind
-            && !spec.frozen
-        {
-            self.gate_watch.on_thaw(name);
+        match &kind {
+            CallKind::SinkSet { name, spec, .. } if !spec.frozen => self.gate_watch.on_thaw(name),
+            CallKind::Desk(effect, act) => {
+                let key = self.effects.key(*effect);
+                let acts = self.sinks.values().map(|sink| sink.acts(&key).count()).sum();
+                self.effects.on_desk(*effect, act, acts);
+            }
+            _ => {}
         }
         let call = Call {
             id,
@@ -140,7 +150,11 @@ impl World {
             targets[0] = ReplicaId::new(self.prng.below(replicas) as u8);
         }
         let call = self.clients[number as usize].call.as_ref();
-        let may_double = config.repeat_keys || !call.is_some_and(Call::is_keyed);
+        let may_double = match call.map(|call| &call.kind) {
+            Some(CallKind::Desk(..)) => false,
+            Some(CallKind::Command { origin: Origin::Key { .. }, .. }) => config.repeat_keys,
+            _ => true,
+        };
         if may_double && chance(&mut self.prng, config.duplicate) {
             targets.push(ReplicaId::new(self.prng.below(replicas) as u8));
         }
@@ -184,14 +198,16 @@ impl World {
         }
         let deadline = self.machines[at].clock.now(self.now()).monotonic + patience;
         let input = match &call.kind {
-            CallKind::Register | CallKind::SinkSet { .. } | CallKind::Skip(_) | CallKind::Command { .. } => {
-                FrontInput::Submit {
-                    token,
-                    request: call.bytes.clone(),
-                    deadline,
-                    repeat: call.unknown || 1 < call.attempts,
-                }
-            }
+            CallKind::Register
+            | CallKind::SinkSet { .. }
+            | CallKind::Desk(..)
+            | CallKind::Skip(_)
+            | CallKind::Command { .. } => FrontInput::Submit {
+                token,
+                request: call.bytes.clone(),
+                deadline,
+                repeat: call.unknown || 1 < call.attempts,
+            },
             CallKind::Query { consistency, query } => {
                 FrontInput::Query { token, query: query.clone(), consistency: *consistency, deadline }
             }
@@ -223,7 +239,7 @@ impl World {
         // An answer to a call that has ended, or to an attempt that was given up: nothing is waiting for it.
         let Some(kind) = kind else { return };
         match answer {
-            Answer::Decided(result) => self.client_decided(number, result),
+            Answer::Decided(result) => self.client_decided(number, kind, result),
             Answer::Answered { op, .. } => self.client_completes(number, Op::new(op), answer),
             Answer::Indeterminate => {
                 if let Some(call) = self.call_of(number, id) {
@@ -248,8 +264,25 @@ impl World {
         }
     }
 
-    fn client_decided(&mut self, number: u32, result: RequestResult) {
+    fn client_decided(&mut self, number: u32, kind: CallKind, result: RequestResult) {
         let floor = self.history.floor();
+        match kind {
+            CallKind::SinkSet { name, spec, revision } => {
+                return self.sink_is_set(number, &name, spec.frozen, revision, result);
+            }
+            // A refusal is an answer: the effect's state has changed since the operator looked.
+            CallKind::Desk(_, act) if !matches!(result, RequestResult::Refused(Refusal::Busy(_))) => {
+                self.reach(match (&result, act) {
+                    (RequestResult::Refused(_), _) => "DeskRefused",
+                    (_, DeskAct::Resolve { .. }) => "DeskResolved",
+                    (_, DeskAct::Retry { accept_duplicate: true, .. }) => "DuplicateAccepted",
+                    (_, DeskAct::Retry { .. }) => "DeskRetried",
+                    (_, DeskAct::Cancel { .. }) => "DeskCancelled",
+                });
+                return self.client_completes(number, floor, Answer::Decided(result));
+            }
+            _ => {}
+        }
         match &result {
             RequestResult::Replied { at, .. } | RequestResult::Aborted { at, .. } => {
                 let op = Op::new(at.op);
@@ -269,10 +302,6 @@ impl World {
                 self.client_completes(number, floor, Answer::Decided(result));
             }
             RequestResult::Refused(Refusal::Busy(_)) => self.client_not_executed(number),
-            // It was set before, perhaps by an earlier attempt: that is the answer.
-            RequestResult::Refused(Refusal::WrongRevision { .. }) => {
-                self.client_completes(number, floor, Answer::Decided(result));
-            }
             RequestResult::Refused(Refusal::SessionEvicted) => {
                 self.reach("SessionEvicted");
                 // What became of the call is unknown for ever; the client goes on under a new session.
@@ -289,14 +318,38 @@ impl World {
         }
     }
 
+    /// A sink is as the call wanted it: now, or since an earlier attempt of the same call.
+    fn sink_is_set(
+        &mut self,
+        number: u32,
+        name: &SinkName,
+        frozen: bool,
+        expected: u64,
+        result: RequestResult,
+    ) {
+        match result {
+            RequestResult::SinkSet { revision }
+            | RequestResult::Refused(Refusal::WrongRevision { revision })
+                if (expected..=expected + 1).contains(&revision) =>
+            {
+                self.operator.on_revision(name, revision);
+                if frozen {
+                    self.reach("Frozen");
+                    self.gate_watch.on_frozen(self.now, name);
+                }
+                let floor = self.history.floor();
+                self.client_completes(number, floor, Answer::Decided(result));
+            }
+            RequestResult::Refused(Refusal::Busy(_)) => self.client_not_executed(number),
+            result => {
+                let what = format!("{name} was to be set at revision {expected}: {result:?}");
+                self.object(Violation::new(Checker::Sessions, what));
+            }
+        }
+    }
+
     fn client_completes(&mut self, number: u32, op: Op, answer: Answer) {
         let Some(call) = self.clients[number as usize].call.take() else { return };
-        if let (CallKind::SinkSet { name, spec, .. }, Answer::Decided(RequestResult::SinkSet { .. })) =
-            (&call.kind, &answer)
-            && spec.frozen
-        {
-            self.gate_watch.on_frozen(self.now(), name.clone());
-        }
         let verdict = self.history.on_completed(self.now(), &call, op, answer);
         self.judge(verdict);
         if call.kind == CallKind::Register || number == 0 {
@@ -324,6 +377,11 @@ impl World {
         let Some(call) = &self.clients[number as usize].call else { return };
         if !call.tokens.is_empty() {
             return;
+        }
+        // What is known of an effect may be true no more when the log comes to a second copy.
+        if call.unknown && matches!(call.kind, CallKind::Desk(..)) {
+            self.clients[number as usize].call = None;
+            return self.client_wake(number);
         }
         // Whoever asks under a key that may be forgotten before the answer would ask for something new.
         let config = self.config();
@@ -370,6 +428,9 @@ fn encode(kind: &CallKind) -> Vec<u8> {
             let (name, spec) = (name.clone(), Some((**spec).clone()));
             Request::SinkSet { name, spec, expected_revision: Some(*revision) }.encode()
         }
+        CallKind::Desk(effect, act) => {
+            Request::Desk { effect: *effect, act: act.clone(), by: "the operator".to_owned() }.encode()
+        }
         CallKind::Skip(skip) => Request::Skip((**skip).clone()).encode(),
         CallKind::Command { origin, body } => {
             Request::Command { origin: origin.clone(), body: body.clone() }.encode()
@@ -392,6 +453,7 @@ fn in_words(kind: &CallKind, workload: &dyn Workload) -> String {
         CallKind::SinkSet { name, spec, .. } => {
             format!("to {} {name}", if spec.frozen { "freeze" } else { "thaw" })
         }
+        CallKind::Desk(effect, act) => format!("for {effect}: {act:?}"),
         CallKind::Skip(skip) => format!("to skip {} of op {}", skip.culprit, skip.op),
         CallKind::Command { origin: Origin::Session { session, number }, body } => {
             format!(

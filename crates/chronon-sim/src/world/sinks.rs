@@ -17,7 +17,8 @@ impl World {
         let machine = &self.machines[at];
         let (id, local) = (machine.id, machine.clock.now(self.now()).monotonic);
         let process = machine.process.as_ref().expect("the caller saw that it is alive");
-        if !process.gate.passes(attempt.stamp, attempt.key_known_until, local) {
+        let frozen = process.back.engine().frozen_sinks().contains(&attempt.sink);
+        if frozen || !process.gate.passes(attempt.stamp, attempt.key_known_until, local) {
             self.reach("GateRefused");
             return self.give_back(at, ended(&attempt, AttemptEnd::Abandoned));
         }
