@@ -3,9 +3,13 @@
 use std::collections::BTreeMap;
 
 /// Events that every batch of [`BATCH_MIN`] seeds of the default swarm reaches: those of the protocol by the name of their
-/// [`chronon_vsr::Event`], the others by names of their own.
-pub const EXPECTED: [&str; 45] = [
-    "Abdicated",
+/// [`chronon_vsr::Event`], with its cause where it has one, the others by names of their own.
+pub const EXPECTED: [&str; 58] = [
+    "Abdicated(Asked)",
+    "Abdicated(ClockOff)",
+    "Abdicated(DiskFull)",
+    "Abdicated(Diverged)",
+    "Abdicated(Unheard)",
     "AnswerWithheld",
     "Busy",
     "CheckpointDurable",
@@ -13,7 +17,12 @@ pub const EXPECTED: [&str; 45] = [
     "ClockDegraded",
     "CommitAnswerLost",
     "DamagedEntryFound",
+    "DeskCancelled",
+    "DeskRefused",
+    "DeskResolved",
+    "DeskRetried",
     "Diverged",
+    "DuplicateAccepted",
     "EffectDelivered",
     "EffectExhausted",
     "EffectFailed",
@@ -21,6 +30,7 @@ pub const EXPECTED: [&str; 45] = [
     "EntryRepaired",
     "FirstCommitReached",
     "Forfeited",
+    "Frozen",
     "GateRefused",
     "HeadUncertain",
     "KeyExpired",
@@ -48,7 +58,10 @@ pub const EXPECTED: [&str; 45] = [
     "TornTail",
     "ViewAdopted",
     "ViewChangeStarted",
-    "ViewChangeVoted",
+    "ViewChangeVoted(ConnectionLost)",
+    "ViewChangeVoted(NoProgress)",
+    "ViewChangeVoted(PrimaryAsked)",
+    "ViewChangeVoted(Silence)",
     "WindowClosed",
 ];
 

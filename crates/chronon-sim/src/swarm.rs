@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use chronon_kernel::{Contract, EffectFilter, Parked, RequestResult};
-use chronon_vsr::{Duration, Instant, Mutations, Op, Prng, Quorums, ReplicaId, Ring};
+use chronon_vsr::{Duration, Event, Instant, Mutations, Op, Prng, Quorums, ReplicaId, Ring};
 
 use crate::performance;
 use crate::plot::{BLACKOUT_MIN, Plot};
@@ -450,9 +450,7 @@ impl Swarm {
         }
         let mut coverage = BTreeMap::new();
         for (_, _, event) in world.events() {
-            let text = format!("{event:?}");
-            let name = text.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
-            *coverage.entry(name.to_owned()).or_insert(0) += 1;
+            *coverage.entry(name_of(event)).or_insert(0) += 1;
         }
         for (what, times) in outcomes(&world) {
             *coverage.entry(what.to_owned()).or_insert(0) += times;
@@ -488,6 +486,18 @@ impl Swarm {
             }
         }
         failures
+    }
+}
+
+/// A protocol event's name; where it has causes, and each is a path of its own, with its cause.
+fn name_of(event: &Event) -> String {
+    match event {
+        Event::Abdicated { why, .. } => format!("Abdicated({why:?})"),
+        Event::ViewChangeVoted { why, .. } => format!("ViewChangeVoted({why:?})"),
+        event => {
+            let text = format!("{event:?}");
+            text.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default().to_owned()
+        }
     }
 }
 
