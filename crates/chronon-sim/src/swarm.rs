@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use chronon_kernel::{Contract, EffectFilter, Parked, RequestResult};
+use chronon_kernel::{Contract, EffectFilter, EffectView, Parked, RequestResult};
 use chronon_vsr::{Duration, Event, Instant, Mutations, Op, Prng, Quorums, ReplicaId, Ring};
 
 use crate::performance;
@@ -522,21 +522,22 @@ fn outcomes(world: &World) -> Vec<(&'static str, u64)> {
         let keyed = world.results().keys_applied() as u64;
         outcomes.push(("KeyExpired", keyed.saturating_sub(status.keys)));
         for view in engine.effects(&EffectFilter::default(), None, usize::MAX) {
-            let no = view.attempts.iter().any(|attempt| attempt.ended == "permanent");
-            let what = match view.parked {
-                Some(Parked::InDoubt) if matches!(view.contract, Contract::Idempotent { .. }) && !no => {
-                    "WindowClosed"
-                }
-                Some(Parked::InDoubt) if view.contract.claims() => "ClaimInDoubt",
-                Some(Parked::InDoubt) => "EffectInDoubt",
-                Some(Parked::Exhausted) => "EffectExhausted",
-                None => continue,
-            };
-            outcomes.push((what, 1));
+            outcomes.extend(why_parked(&view).map(|why| (why, 1)));
         }
     }
     outcomes.retain(|(_, times)| *times != 0);
     outcomes
+}
+
+/// Why an effect is parked, if it is.
+pub(crate) fn why_parked(view: &EffectView) -> Option<&'static str> {
+    let no = view.attempts.iter().any(|attempt| attempt.ended == "permanent");
+    Some(match view.parked? {
+        Parked::InDoubt if matches!(view.contract, Contract::Idempotent { .. }) && !no => "WindowClosed",
+        Parked::InDoubt if view.contract.claims() => "ClaimInDoubt",
+        Parked::InDoubt => "EffectInDoubt",
+        Parked::Exhausted => "EffectExhausted",
+    })
 }
 
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {

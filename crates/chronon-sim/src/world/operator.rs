@@ -12,6 +12,7 @@ use chronon_node::Gate;
 use chronon_vsr::{Duration, Instant, Prng};
 
 use super::index;
+use crate::swarm::why_parked;
 use crate::{CallKind, World};
 
 /// The client who sets the cluster up, and looks after it from then on.
@@ -106,6 +107,10 @@ impl World {
         let mut long_parked = parked.iter().filter(|view| self.operator.parked[&view.id] + wait <= now);
         if let Some(view) = long_parked.next() {
             if let Some(act) = self.choose(prng, view) {
+                // At the end it may be parked no more.
+                if let Some(why) = why_parked(view) {
+                    self.reach(why);
+                }
                 self.operator.parked.remove(&view.id);
                 self.ask(OPERATOR, CallKind::Desk(view.id, act));
             }
