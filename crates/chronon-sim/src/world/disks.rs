@@ -5,10 +5,10 @@ use chronon_storage::{Job, JobId, Step, perform_step};
 use chronon_vsr::Duration;
 
 use super::{DISK_AGE_EVERY, EVIDENCE_AFTER, SCRUB_BYTES};
-use crate::World;
 use crate::event::{Event, Fault};
 use crate::process::Running;
 use crate::trace::Who;
+use crate::{Checker, Violation, World};
 
 impl World {
     pub(super) fn start_jobs(&mut self, at: usize) {
@@ -64,6 +64,9 @@ impl World {
             Step::Flush { .. } => 1,
             Step::Reserve { .. } | Step::Truncate { .. } | Step::Punch { .. } | Step::Remove { .. } => 2,
         };
+        let is_unwritten =
+            |running: &Running| running.steps.iter().any(|step| matches!(step, Step::Write { .. }));
+        let overtaken = process.jobs.range(..job).any(|(_, running)| is_unwritten(running));
         let reports = process.journal.done(job);
         self.trace
             .note(self.now, Who::Replica(self.machines[at].id), salt, || format!("durable: {reports:?}"));
@@ -71,6 +74,10 @@ impl World {
             self.tell_disk_age(at);
         }
         let id = self.machines[at].id;
+        if overtaken && !reports.is_empty() {
+            let what = format!("R{id}'s storage reports {reports:?} while an older write is under way");
+            self.object(Violation::new(Checker::Promises, what));
+        }
         for durable in reports {
             self.promises.on_durable(id, durable);
             self.give_front(at, FrontInput::Durable(durable));
