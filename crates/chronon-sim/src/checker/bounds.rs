@@ -54,10 +54,10 @@ impl Bounds {
         within(id, "sinks are set", status.sinks, sinks_max as u64)
     }
 
-    /// An attempt leaves a replica while so many others of its reign are under way at its sink.
-    pub(crate) fn on_leave(&self, id: ReplicaId, attempt: &Attempt, others: usize) -> Result<(), Violation> {
+    /// An attempt leaves a replica; so many of its reign that hold a place at its sink are under way then.
+    pub(crate) fn on_leave(&self, id: ReplicaId, attempt: &Attempt, calls: usize) -> Result<(), Violation> {
         let what = format!("calls of one reign are under way at {}", attempt.sink);
-        within(id, &what, others as u64 + 1, u64::from(attempt.spec.concurrency))
+        within(id, &what, calls as u64, u64::from(attempt.spec.concurrency))
     }
 }
 

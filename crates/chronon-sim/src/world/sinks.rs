@@ -58,12 +58,11 @@ impl World {
         // A call whose effect was settled meanwhile, by what an earlier primary heard, holds no place any more.
         let process = self.machines[at].process.as_ref().expect("the caller saw that it is alive");
         let engine = process.back.engine();
-        let others = self.out_calls.values().filter(|other| {
-            let same =
-                other.at == at && other.attempt.stamp == attempt.stamp && other.attempt.sink == attempt.sink;
-            same && engine.order(other.attempt.effect).is_some()
-        });
-        let verdict = self.bounds.on_leave(id, &attempt, others.count());
+        let calls = self.out_calls.values().filter(|other| other.at == at).map(|other| &other.attempt);
+        let of_reign = calls.filter(|other| other.stamp == attempt.stamp && other.sink == attempt.sink);
+        let holds_place = |call: &&Arc<Attempt>| engine.order(call.effect).is_some();
+        let count = of_reign.chain([&attempt]).filter(holds_place).count();
+        let verdict = self.bounds.on_leave(id, &attempt, count);
         self.judge(verdict);
         let call = self.out_calls_made;
         self.out_calls_made += 1;

@@ -39,6 +39,7 @@ fn seeds_that_found_a_bug_once_end_well() {
         1_078_765_611_289,
         601_398_872_586,
         31_225_784_009,
+        646_003_152_928,
     ];
     for seed in early.into_iter().chain(late).chain(by_commits) {
         run(seed..seed + 1);
