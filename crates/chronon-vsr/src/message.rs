@@ -221,7 +221,7 @@ pub struct Identity {
     pub checkpoint: Checkpoint,
     /// The newest release that it can run.
     pub release: Release,
-    /// The op that it is busy with in a view change: a sign of progress. [`Op::ROOT`] when it is not.
+    /// How far the view change is that it is to lead, in ops: a sign of progress when it grows. [`Op::ROOT`] when there is none.
     pub busy: Op,
 }
 

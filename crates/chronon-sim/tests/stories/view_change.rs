@@ -376,3 +376,42 @@ fn one_lost_message_of_any_kind_wedges_nobody() {
         c.settle().assert_committed(ALL, 5);
     }
 }
+
+// Seed 596344272097: whoever waited for a body that nobody would send said that it was busy, and everybody was patient with it for ever.
+#[test]
+fn a_primary_to_be_that_waits_for_a_body_that_nobody_sends_is_left_behind() {
+    let mut c = Cluster::new(5).seed(12);
+    c.submit(2).settle();
+    let old = c.primary();
+    let at = |behind: u8| ReplicaId::new((old.value() + behind) % 5);
+    let (elect, holder, late) = (at(1), at(2), at(3));
+    // One backup alone has the newest entry besides its primary, which is gone then.
+    c.filter(move |e| {
+        let entry = command(e) == Command::Prepare && e.to != holder;
+        if e.from == old && entry { Fate::Lose } else { Fate::Pass }
+    });
+    let head = c.head();
+    c.start(1);
+    c.until("one backup has it", move |world| {
+        world.replica(holder).is_some_and(|replica| head < replica.head())
+    });
+    c.run(millis(20));
+    c.replica(old).crash();
+    // The primary to be counts that backup's vote and never gets the body.
+    c.filter(move |e| {
+        let body = e.from == holder && matches!(command(e), Command::Prepare | Command::Repair);
+        if body || e.from == late && command(e) == Command::DoViewChange { Fate::Lose } else { Fate::Pass }
+    });
+    c.until("a view change begins", move |world| {
+        world
+            .replica(elect)
+            .is_some_and(|replica| replica.stamp().view.value() % 5 == u64::from(elect.value()))
+    });
+    c.run(millis(60));
+    c.filter(move |e| if e.from == holder { Fate::Lose } else { Fate::Pass });
+    c.run(Duration::from_secs(10));
+    assert!(c.world().primary().is_some(), "three of five have a primary\n{}", c.tail());
+    c.unfilter();
+    c.start_all();
+    c.settle().assert_committed(ALL, 3);
+}

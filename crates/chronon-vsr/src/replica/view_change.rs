@@ -46,6 +46,8 @@ pub(crate) struct Changing {
     /// Without a sign of progress until then, the next view is tried.
     patience_at: Instant,
     patience: Duration,
+    /// How far the primary to be has said that it is.
+    busy: Op,
     /// What the voters said, if this is the primary to be.
     election: Option<Election>,
 }
@@ -92,6 +94,7 @@ impl Changing {
             nonce: 1,
             patience_at: now + timing.view_change_patience,
             patience: timing.view_change_patience,
+            busy: Op::ROOT,
             election: elect.then_some(election),
         }
     }
@@ -111,9 +114,11 @@ impl Changing {
         }
     }
 
+    /// Grows with every body that was fetched.
     pub(crate) fn busy_with(&self) -> Option<Op> {
-        let chosen = self.election.as_ref()?.chosen.as_ref()?;
-        Some(chosen.commit_max.op.next())
+        let election = self.election.as_ref()?;
+        let first = election.chosen.as_ref()?.commit_max.op.next();
+        Some(Op::new(first.value() + election.fetched.len() as u64))
     }
 
     pub(crate) fn fetched(&self, entry: OpRef) -> Option<&Entry> {
@@ -572,13 +577,14 @@ impl Replica {
 
     // ---- time -----------------------------------------------------------------------------------------------
 
-    /// The primary to be shows that it is at work.
+    /// The primary to be shows that it is at work. One that comes no further may wait for what nobody will send it.
     pub(super) fn note_busy(&mut self, from: ReplicaId, busy: Op) {
         let is_elect = self.membership.primary(self.stamp) == from;
         if let Part::Changing(changing) = &mut self.part
             && is_elect
-            && busy != Op::ROOT
+            && changing.busy < busy
         {
+            changing.busy = busy;
             changing.give_time(self.now.monotonic);
         }
     }
