@@ -103,8 +103,9 @@ impl Effects {
         Ok(())
     }
 
-    /// An attempt leaves its replica: it passed the gate.
-    pub(crate) fn on_leave(&mut self, now: Instant, attempt: &Attempt) -> Result<(), Violation> {
+    /// An attempt leaves its replica: it passed the gate. `open`: there its effect is not settled yet; a call that was handed
+    /// out before and leaves afterwards repeats what is known to have been done, and its lane has gone on.
+    pub(crate) fn on_leave(&mut self, now: Instant, attempt: &Attempt, open: bool) -> Result<(), Violation> {
         let excused = self.excused(attempt.effect);
         let Some(seen) = self.seen.get_mut(&attempt.effect) else { return Ok(()) };
         if attempt.kind == AttemptKind::Probe {
@@ -127,7 +128,7 @@ impl Effects {
             return Err(Violation::new(Checker::Effects, what));
         }
         seen.calls.push((now, attempt.number, attempt.stamp));
-        if let Some(lane) = &seen.lane {
+        if let Some(lane) = seen.lane.as_ref().filter(|_| open) {
             let this = (attempt.effect, attempt.stamp);
             let newest = self.lanes.entry((seen.sink.clone(), lane.clone())).or_insert(this);
             // A primary that was replaced within the last D does not know how far its successor has come.

@@ -43,7 +43,9 @@ impl World {
             let end = Ended::Definite { retry_after: None, evidence: evidence("connection refused") };
             return self.give_back(at, ended(&attempt, AttemptEnd::Ended(end)));
         }
-        let verdict = self.effects.on_leave(self.now(), &attempt);
+        let process = self.machines[at].process.as_ref().expect("the caller saw that it is alive");
+        let open = process.back.engine().order(attempt.effect).is_some();
+        let verdict = self.effects.on_leave(self.now(), &attempt, open);
         self.judge(verdict);
         let alive = self.out_calls.values().find(|other| {
             let earlier = &other.attempt;
