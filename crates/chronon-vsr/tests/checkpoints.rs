@@ -279,6 +279,28 @@ fn a_primary_that_the_rings_have_left_behind_forfeits() {
     c.settle();
 }
 
+/// It has adopted the newest log, of which it lacks the middle: what its ring spans it does not have.
+#[test]
+fn a_primary_to_be_whose_log_has_a_hole_that_no_ring_fills_forfeits() {
+    let (mut c, primary) = settled(3, Mutations::NONE);
+    let (laggard, third) = ((primary + 1) % 3, (primary + 2) % 3);
+    c.stop(laggard, true);
+    work(&mut c, 80);
+    c.start(laggard);
+    c.stall_vault(laggard, Duration::from_secs(20));
+    let adopted = c.run_until(ms(2000), |c| c.replica(primary).head() == c.replica(laggard).head());
+    assert!(adopted, "{}", c.describe());
+    assert!(c.replica(laggard).committed_out().next() < c.replica(primary).log_start(), "{}", c.describe());
+    c.crash(primary);
+    assert!(c.run_until(Duration::from_secs(5), |c| c.primary() == Some(third)), "{}", c.describe());
+    assert!(0 < c.count(|event| matches!(event, Event::Forfeited { .. })), "{}", c.describe());
+    // Nobody waits for the state that the laggard fetches.
+    let before = c.acknowledged;
+    work(&mut c, 3);
+    assert!(before < c.acknowledged);
+    c.settle();
+}
+
 fn acks_nothing_while_it_fetches_with(mutations: Mutations) {
     let (mut c, primary) = settled(3, mutations);
     let (laggard, third) = ((primary + 1) % 3, (primary + 2) % 3);

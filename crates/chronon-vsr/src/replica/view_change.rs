@@ -433,7 +433,8 @@ impl Replica {
             return false;
         }
         let serves = |vote: &DoViewChangeVote| vote.oldest <= first_missing && first_missing <= vote.head();
-        if election.votes.values().any(|(_, vote)| serves(vote)) {
+        // Its own ring spans the op, once it has adopted a log of which it lacks the middle, and does not have it.
+        if election.votes.iter().any(|(voter, (_, vote))| *voter != self.me && serves(vote)) {
             return false;
         }
         let rank = |vote: &DoViewChangeVote| (vote.checkpoint, vote.head());
