@@ -20,6 +20,10 @@ const DISK_HEALTHY: Duration = Duration::from_millis(250);
 /// A view this young is not given up for a slow disk; doubles each time that it happens.
 const STALL_PATIENCE: Duration = Duration::from_secs(10);
 
+/// A diverged primary hands over at once. The view that comes back to it while nobody else could lead is kept this long
+/// before it hands over again; doubles each time that it happens, up to the longest back-off.
+const DIVERGED_PATIENCE: Duration = Duration::from_secs(1);
+
 /// How long a primary that was asked to step down waits for somebody to take over.
 const STEP_DOWN_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -404,10 +408,18 @@ impl Replica {
         // Log time keeps to the quorum's clocks all the same; but what is due would be looked at too late or too often.
         let is_off = 3 <= self.quorums.voters && self.clocks() == Clocks::OwnIsOff;
 
+        let kept = match self.handed_over.checked_sub(1) {
+            None => Duration::ZERO,
+            Some(before) => DIVERGED_PATIENCE * 2_u32.saturating_pow(before.min(10)),
+        };
         let has_diverged = self.is_quarantined() && self.has_trusted_peer();
+        let is_kept = now.since(self.since) < kept.min(timing.backoff_max);
 
         match leading.abdicating {
-            None if has_diverged => self.abdicate(Abdication::Diverged),
+            None if has_diverged && !is_kept => {
+                self.handed_over += 1;
+                self.abdicate(Abdication::Diverged);
+            }
             None if is_unheard => self.abdicate(Abdication::Unheard),
             None if is_stalled => {
                 self.stalls += 1;

@@ -426,6 +426,7 @@ impl Replica {
             }
             (None, Some(Quarantine { op, .. })) => {
                 self.digests.quarantine = None;
+                self.handed_over = 0;
                 self.event(Event::QuarantineLifted { op });
             }
             (None, None) | (Some(_), Some(_)) => {}
