@@ -30,11 +30,22 @@ impl World {
         self.replica(replica).is_some_and(|replica| replica.quarantine().is_some())
     }
 
-    /// Whether somebody is quarantined of whom no majority has said that it is wrong.
+    /// Whether a tie keeps everybody waiting: somebody is quarantined of whom no majority has said that it is wrong, nobody
+    /// serves, and whoever is not quarantined lacks what is in no log any more, only in states of those who are.
     pub(crate) fn is_tied(&self) -> bool {
-        let quarantines =
-            self.replicas().into_iter().filter_map(|replica| self.replica(replica)?.quarantine());
-        quarantines.into_iter().any(|quarantine| quarantine.majority.is_none())
+        let waited_for = self.machines.iter().filter(|machine| !machine.forsaken && !machine.paused);
+        let running: Vec<_> = waited_for
+            .filter_map(|machine| Some((machine.id, machine.process.as_ref()?.front.replica())))
+            .collect();
+        let quarantines = running.iter().filter_map(|(_, replica)| replica.quarantine());
+        let is_undecided = quarantines.into_iter().any(|quarantine| quarantine.majority.is_none());
+        let mut sound = running.iter().filter(|(_, replica)| replica.quarantine().is_none());
+        is_undecided
+            && self.primary().is_none()
+            && sound.all(|(id, replica)| {
+                let next = replica.committed_out().next();
+                running.iter().all(|(other, log)| other == id || next < log.log_start())
+            })
     }
 
     /// Everybody who runs is started again, and executes again from its checkpoint. Nobody remembers who was named.
