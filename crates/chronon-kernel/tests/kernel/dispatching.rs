@@ -342,3 +342,21 @@ fn a_no_is_proof_only_when_the_clock_of_who_asks_has_passed_settle_too() {
     let after = called_again.expect("in the end a no is proof");
     assert!(settle <= after, "called again after {after:?}");
 }
+
+/// Seeds 22 and 26 of the swarm whose transfers have terms: a new primary's clock may be behind log time.
+#[test]
+fn nothing_starts_whose_deadline_has_passed_by_log_time_on_a_clock_that_is_behind_it() {
+    let mut desk = Desk::new(spec(Contract::AtLeastOnce));
+    desk.hear(DispatcherInput::Serving(None));
+    let deadline = Some(SECOND);
+    let act =
+        Act::Emit { sink: "sink".into(), lane: None, after: Duration::ZERO, deadline, body: Vec::new() };
+    let id = desk.emit(vec![act])[0];
+    let behind = desk.log.now;
+    desk.log.pass(2 * SECOND);
+    assert_eq!(desk.log.state(id), EffectState::Started, "an earlier primary's attempt may be under way");
+    desk.log.now = behind;
+    let stamp = desk.log.stamp;
+    desk.hear(DispatcherInput::Serving(Some(stamp)));
+    assert_eq!(desk.started.len(), 0);
+}
