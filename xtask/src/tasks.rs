@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::steps::{Steps, cargo, output, run};
 use crate::tidy;
@@ -63,7 +63,20 @@ pub(crate) fn mutants(root: &Path, only: &[String]) -> Result<()> {
     let mut mutants =
         cargo(root, &["run", "--quiet", "-p", "chronon-cli", "--all-features", "--locked", "--"]);
     mutants.args(["sim", "mutants"]).args(only);
+    let document = std::fs::read_to_string(root.join("docs/simulation.md")).context("docs/simulation.md")?;
+    for (mutation, judge) in named_judges(&document) {
+        mutants.args(["--named", &format!("{mutation}={judge}")]);
+    }
     run(mutants)
+}
+
+/// The rows of the document's table of mutations: which, and who catches it.
+fn named_judges(document: &str) -> impl Iterator<Item = (&str, &str)> {
+    let section = document.split("## Mutations").nth(1).unwrap_or_default();
+    section.split("\n## ").next().unwrap_or_default().lines().filter_map(|line| {
+        let (mutation, rest) = line.strip_prefix("| `")?.split_once("` | ")?;
+        Some((mutation, rest.split(" |").next()?))
+    })
 }
 
 /// How long CI's share of the simulator's seeds runs.
