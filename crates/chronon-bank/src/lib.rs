@@ -1,12 +1,12 @@
-//! The reference machine: accounts, transfers between them, and one webhook a transfer. Tests, the demo and the benches
-//! run it; a newcomer reads it.
+//! The reference machine: accounts, transfers between them, and one webhook a transfer, now and then on terms. Tests, the
+//! demo and the benches run it; a newcomer reads it.
 //!
 //! Money is never made by a transfer: the balances always sum up to what the accounts were opened with.
 #![forbid(unsafe_code)]
 
 use chronon_kernel::{
-    Cell, Context, Emit, Emitted, OnParked, Parked, QueryContext, Refused, Settled, State, StateMachine,
-    Table, TimerKey,
+    Cell, Context, EffectId, Emit, Emitted, OnParked, Parked, QueryContext, Refused, Settled, State,
+    StateMachine, Table, TimerKey,
 };
 use core::time::Duration;
 
@@ -14,6 +14,9 @@ use serde::{Deserialize, Serialize};
 
 /// The sink that hears of every transfer.
 pub const WEBHOOK: &str = "webhook";
+
+/// The sink that keeps the receipts of those transfers that ask for one.
+pub const RECEIPTS: &str = "receipts";
 
 /// The accounts and the notices on their way.
 #[derive(Clone, Debug, State)]
@@ -24,6 +27,8 @@ pub struct Bank {
     notices: Table<u64, Notice>,
     totals: Cell<Totals>,
     reminders: Table<u64, Reminder>,
+    /// Webhooks that may be recalled while they are open, by transfer.
+    on_terms: Table<u64, EffectId>,
 }
 
 /// What a client asks the bank to do.
@@ -46,6 +51,24 @@ pub enum Command {
         /// After how many milliseconds of log time.
         after_ms: Option<u64>,
     },
+    /// Move money, and tell the webhook on these terms.
+    TransferOn(Transfer, Terms),
+    /// Give up the webhook of a transfer on terms, if nothing of it can have been sent.
+    Recall {
+        /// The transfer.
+        transfer: u64,
+    },
+}
+
+/// When the webhook of a transfer is sent, and what else is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    /// Not before so many milliseconds of log time after the transfer.
+    pub after_ms: u64,
+    /// Not any more after so many.
+    pub deadline_ms: Option<u64>,
+    /// Whether a receipt goes to another sink, on the same terms.
+    pub receipt: bool,
 }
 
 /// A transfer.
@@ -93,6 +116,8 @@ pub enum Reply {
         /// When it rings, in nanoseconds of log time.
         due: Option<u64>,
     },
+    /// The webhook is asked back. What came of that its outcome tells.
+    Recalled,
 }
 
 /// Why a command did nothing.
@@ -237,26 +262,40 @@ impl StateMachine for Bank {
             notices: Table::new(),
             totals: Cell::default(),
             reminders: Table::new(),
+            on_terms: Table::new(),
         }
     }
 
     fn admit(command: &Command) -> Result<(), Refused> {
         let refused = |code: &str, message: &str| Err(Refused { code: code.into(), message: message.into() });
         match command {
-            Command::Transfer(transfer) if transfer.amount == 0 => {
+            Command::Transfer(transfer) | Command::TransferOn(transfer, _) if transfer.amount == 0 => {
                 refused("nothing_to_transfer", "a transfer moves at least 1")
             }
-            Command::Transfer(transfer) if transfer.from == transfer.to => {
+            Command::Transfer(transfer) | Command::TransferOn(transfer, _)
+                if transfer.from == transfer.to =>
+            {
                 refused("same_account", "payer and payee are one account")
             }
-            Command::Transfer(_) | Command::Open { .. } | Command::Remind { .. } => Ok(()),
+            Command::Transfer(_)
+            | Command::TransferOn(..)
+            | Command::Open { .. }
+            | Command::Remind { .. }
+            | Command::Recall { .. } => Ok(()),
         }
     }
 
     fn apply(&mut self, cx: &mut Context<'_, Bank>, command: Command) -> Reply {
         let done = match command {
             Command::Open { account, balance } => self.open(account, balance),
-            Command::Transfer(transfer) => self.transfer(cx, transfer),
+            Command::Transfer(transfer) => self.transfer(cx, transfer, None),
+            Command::TransferOn(transfer, terms) => self.transfer(cx, transfer, Some(terms)),
+            Command::Recall { transfer } => {
+                if let Some(webhook) = self.on_terms.get(&transfer) {
+                    cx.cancel(*webhook);
+                }
+                Ok(Reply::Recalled)
+            }
             Command::Remind { reminder, after_ms } => Ok(self.remind(cx, reminder, after_ms)),
         };
         done.unwrap_or_else(|rejection| {
@@ -278,22 +317,32 @@ impl StateMachine for Bank {
 
     fn settled(&mut self, _: &mut Context<'_, Bank>, effect: Emitted<Effect>, outcome: Settled<Outcome>) {
         let transfer = effect.effect.transfer;
+        let is_notice = effect.sink.as_str() == WEBHOOK;
+        if is_notice {
+            self.on_terms.remove(&transfer);
+        }
         let notice = match outcome {
             Settled::Delivered(_) => {
                 self.totals.modify(|totals| totals.delivered += 1);
-                self.notices.remove(&transfer);
+                if is_notice {
+                    self.notices.remove(&transfer);
+                }
                 return;
             }
             Settled::Failed { .. } | Settled::Cancelled => Notice::Failed,
             Settled::Unknown => Notice::Unknown,
         };
         self.totals.modify(|totals| totals.undelivered += 1);
-        self.notices.insert(transfer, notice);
+        if is_notice {
+            self.notices.insert(transfer, notice);
+        }
     }
 
     fn parked(&mut self, _: &mut Context<'_, Bank>, effect: &Emitted<Effect>, _: Parked) -> OnParked {
         self.totals.modify(|totals| totals.parked += 1);
-        self.notices.insert(effect.effect.transfer, Notice::Parked);
+        if effect.sink.as_str() == WEBHOOK {
+            self.notices.insert(effect.effect.transfer, Notice::Parked);
+        }
         OnParked::Wait
     }
 
@@ -338,7 +387,12 @@ impl Bank {
         Ok(Reply::Opened)
     }
 
-    fn transfer(&mut self, cx: &mut Context<'_, Bank>, transfer: Transfer) -> Result<Reply, Rejection> {
+    fn transfer(
+        &mut self,
+        cx: &mut Context<'_, Bank>,
+        transfer: Transfer,
+        terms: Option<Terms>,
+    ) -> Result<Reply, Rejection> {
         let Transfer { transfer, from, to, amount, order } = transfer;
         let balance = *self.accounts.get(&from).ok_or(Rejection::UnknownAccount { account: from })?;
         if !self.accounts.contains_key(&to) {
@@ -353,7 +407,23 @@ impl Bank {
             WebhookOrder::Any => Emit::to(WEBHOOK),
             WebhookOrder::ByPayer => Emit::to(WEBHOOK).lane(from.to_string()),
         };
-        cx.emit(emit, Effect { transfer, from, to, amount });
+        let effect = Effect { transfer, from, to, amount };
+        let Some(Terms { after_ms, deadline_ms, receipt }) = terms else {
+            cx.emit(emit, effect);
+            return Ok(Reply::Transferred { from_balance });
+        };
+        let on_terms = |emit: Emit| {
+            let emit = emit.after(Duration::from_millis(after_ms));
+            match deadline_ms {
+                Some(deadline) => emit.deadline(Duration::from_millis(deadline)),
+                None => emit,
+            }
+        };
+        if receipt {
+            cx.emit(on_terms(Emit::to(RECEIPTS)), effect.clone());
+        }
+        let webhook = cx.emit(on_terms(emit), effect);
+        self.on_terms.insert(transfer, webhook);
         Ok(Reply::Transferred { from_balance })
     }
 }

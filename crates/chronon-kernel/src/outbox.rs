@@ -293,7 +293,9 @@ impl Outbox {
         }
         self.bytes += new.payload.len();
         books.status.emitted += 1;
-        let at = now + new.after;
+        let delayed = !self.mutations.breaks(Mutation::DelayIgnored);
+        let at = if delayed { now + new.after } else { now };
+        let heeds_deadline = !self.mutations.breaks(Mutation::DeadlineIgnored);
         let mut effect = Effect {
             id,
             key: EffectKey::draw(self.lineage, id),
@@ -302,7 +304,7 @@ impl Outbox {
             contract,
             payload: new.payload,
             emitted: now,
-            deadline: new.deadline.map(|deadline| now + deadline),
+            deadline: new.deadline.filter(|_| heeds_deadline).map(|deadline| now + deadline),
             phase: Phase::Scheduled(at),
             joined: None,
             number: 0,
@@ -646,7 +648,7 @@ impl Outbox {
     /// Gives an effect up if it is proved that no attempt started.
     pub(crate) fn cancel(&mut self, id: EffectId) -> bool {
         let Some(effect) = self.effects.get(&id) else { return false };
-        if effect.may_have_started {
+        if effect.may_have_started && !self.mutations.breaks(Mutation::MachineCancelsStarted) {
             return false;
         }
         self.settle(id, Outcome::Cancelled);

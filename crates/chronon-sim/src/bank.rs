@@ -1,23 +1,29 @@
 //! The reference machine as a workload: transfers between a few accounts, each with a webhook, and a bank of its own
 //! to compare with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chronon_bank::{
-    Answer, Bank, Command, Effect, Outcome, Query, Rejection, Reply, Transfer, WEBHOOK, WebhookOrder,
+    Answer, Bank, Command, Effect, Outcome, Query, RECEIPTS, Rejection, Reply, Terms, Transfer, WEBHOOK,
+    WebhookOrder,
 };
-use chronon_kernel::{Attempt, Backoff, Contract, Engine, EngineOptions, SinkName, SinkSpec, engine};
+use chronon_kernel::{
+    Attempt, Backoff, Contract, EffectFilter, Engine, EngineOptions, SinkName, SinkSpec, engine,
+};
 use chronon_vsr::{Duration, Prng};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::{Quiet, Workload};
+use crate::{EffectTerms, Quiet, Workload};
 
 /// Reminders that the commands of a drawn workload name.
 const REMINDERS: u64 = 5;
 
 /// What every account is opened with.
 const OPENED_WITH: u64 = 500;
+
+/// Of the newest so many transfers some webhooks are recalled.
+const RECALLED_OF: u64 = 8;
 
 /// Transfers between a few accounts.
 #[derive(Clone, Debug)]
@@ -32,19 +38,24 @@ pub struct BankWorkload {
     pub rejections: bool,
     /// Whether some commands set, move and take back reminders.
     pub reminders: bool,
+    /// The sink of receipts, if there is one.
+    pub receipts: Option<SinkSpec>,
+    /// Draws which transfers are made on terms, and which of them are recalled. None: none are.
+    on_terms: Option<Prng>,
+    /// The terms of those that were drawn, by transfer.
+    terms: BTreeMap<u64, Terms>,
     next_transfer: u64,
 }
 
 impl BankWorkload {
     /// Eight accounts and a webhook under this contract, with short patience.
     pub fn new(contract: Contract) -> BankWorkload {
-        let mut webhook = SinkSpec::new("sim", "{}", contract);
-        webhook.timeout = Duration::from_millis(200);
-        webhook.backoff =
-            Backoff { first: Duration::from_millis(20), max: Duration::from_secs(1), attempts_max: 0 };
         BankWorkload {
             accounts: 8,
-            webhook,
+            webhook: sink(contract),
+            receipts: None,
+            on_terms: None,
+            terms: BTreeMap::new(),
             order: WebhookOrder::Any,
             rejections: false,
             reminders: false,
@@ -54,19 +65,7 @@ impl BankWorkload {
 
     /// A workload whose contract, lanes and limits are drawn.
     pub fn draw(prng: &mut Prng) -> BankWorkload {
-        let contract = match prng.below(5) {
-            0 => Contract::Transactional,
-            1 => {
-                // Half of these sinks forget a key before every retry is over.
-                let short = Duration::from_millis(prng.between(2_500, 12_000));
-                let window = if prng.chance(1, 2) { short } else { Duration::from_secs(86_400) };
-                Contract::Idempotent { window, replays_errors: prng.chance(1, 2) }
-            }
-            2 => Contract::Probe { settle: Duration::from_secs(4) },
-            3 => Contract::AtMostOnce,
-            _ => Contract::AtLeastOnce,
-        };
-        let mut workload = BankWorkload::new(contract);
+        let mut workload = BankWorkload::new(draw_contract(prng));
         workload.rejections = true;
         workload.reminders = true;
         workload.accounts = prng.between(2, 12);
@@ -78,7 +77,44 @@ impl BankWorkload {
             workload.webhook.backoff.attempts_max = prng.between(1, 4) as u32;
         }
         workload.webhook.parked_holds_lane = prng.chance(1, 2);
+        // From a source of its own: without it the rest of the seed stays as it was.
+        let mut own = Prng::new(prng.clone().next_u64() ^ 0x7e24_5000_0000_0000);
+        if own.chance(1, 2) {
+            workload.use_terms(&mut own);
+        }
         workload
+    }
+
+    /// Some transfers are made on terms: later, with a deadline, with a receipt at a second sink under another contract.
+    /// Some of their webhooks are recalled.
+    pub fn use_terms(&mut self, prng: &mut Prng) {
+        let first = std::mem::discriminant(&self.webhook.contract);
+        let another = |contract: &Contract| std::mem::discriminant(contract) != first;
+        let contract = std::iter::repeat_with(|| draw_contract(prng)).find(another);
+        let mut receipts = sink(contract.expect("there are five kinds"));
+        receipts.concurrency = prng.between(1, 16) as u32;
+        receipts.parked_holds_lane = prng.chance(1, 2);
+        self.receipts = Some(receipts);
+        self.on_terms = Some(prng.fork());
+    }
+
+    /// The terms of the transfer of this name, if it has any; or the one before the newest few whose webhook is recalled.
+    fn put_on_terms(&mut self, transfer: Transfer) -> Command {
+        let Some(prng) = &mut self.on_terms else { return Command::Transfer(transfer) };
+        if prng.chance(1, 16)
+            && let Some((recalled, _)) = self.terms.iter().nth_back(prng.below(RECALLED_OF) as usize)
+        {
+            return Command::Recall { transfer: *recalled };
+        }
+        if prng.chance(2, 3) {
+            return Command::Transfer(transfer);
+        }
+        let after_ms = if prng.chance(1, 2) { prng.between(1, 1_500) } else { 0 };
+        // Now and then it is over before anything is due.
+        let deadline_ms = prng.chance(1, 2).then(|| prng.between(1, 2_500));
+        let terms = Terms { after_ms, deadline_ms, receipt: prng.chance(1, 3) };
+        self.terms.insert(transfer.transfer, terms);
+        Command::TransferOn(transfer, terms)
     }
 
     /// The webhook's name.
@@ -90,7 +126,36 @@ impl BankWorkload {
     pub fn transfer(&mut self, from: u64, to: u64, amount: u64) -> Vec<u8> {
         let transfer = self.next_transfer;
         self.next_transfer += 1;
-        encode(&Command::Transfer(Transfer { transfer, from, to, amount, order: self.order }))
+        let order = self.order;
+        encode(&self.put_on_terms(Transfer { transfer, from, to, amount, order }))
+    }
+
+    /// The sink of receipts' name.
+    pub fn receipts_name() -> SinkName {
+        SinkName::new(RECEIPTS).expect("the bank's own name is a good one")
+    }
+}
+
+/// A sink with short patience.
+fn sink(contract: Contract) -> SinkSpec {
+    let mut spec = SinkSpec::new("sim", "{}", contract);
+    spec.timeout = Duration::from_millis(200);
+    spec.backoff = Backoff { first: Duration::from_millis(20), max: Duration::from_secs(1), attempts_max: 0 };
+    spec
+}
+
+fn draw_contract(prng: &mut Prng) -> Contract {
+    match prng.below(5) {
+        0 => Contract::Transactional,
+        1 => {
+            // Half of these sinks forget a key before every retry is over.
+            let short = Duration::from_millis(prng.between(2_500, 12_000));
+            let window = if prng.chance(1, 2) { short } else { Duration::from_secs(86_400) };
+            Contract::Idempotent { window, replays_errors: prng.chance(1, 2) }
+        }
+        2 => Contract::Probe { settle: Duration::from_secs(4) },
+        3 => Contract::AtMostOnce,
+        _ => Contract::AtLeastOnce,
     }
 }
 
@@ -100,7 +165,8 @@ impl Workload for BankWorkload {
     }
 
     fn sinks(&self) -> Vec<(SinkName, SinkSpec)> {
-        vec![(BankWorkload::sink_name(), self.webhook.clone())]
+        let receipts = self.receipts.iter().map(|spec| (BankWorkload::receipts_name(), spec.clone()));
+        [(BankWorkload::sink_name(), self.webhook.clone())].into_iter().chain(receipts).collect()
     }
 
     fn setup(&self) -> Vec<Vec<u8>> {
@@ -137,6 +203,11 @@ impl Workload for BankWorkload {
         encode(&Outcome { status: 200 })
     }
 
+    fn terms(&self, effect: &[u8]) -> EffectTerms {
+        let transfer = decode::<Effect>(effect).map(|effect| effect.transfer);
+        transfer.and_then(|transfer| self.terms.get(&transfer)).map_or_else(EffectTerms::default, limits)
+    }
+
     fn describe_command(&self, command: &[u8]) -> String {
         decode::<Command>(command).map_or_else(|| "what is no command".to_owned(), |it| format!("{it:?}"))
     }
@@ -163,6 +234,7 @@ impl Workload for BankWorkload {
             }
         }
         model.check_reminders(quiet)?;
+        model.check_recalls(quiet)?;
         for account in 0..self.accounts {
             let answer = quiet.engine.query(&encode(&Query::Balance { account })).ok();
             let balance = model.balances.get(&account).copied();
@@ -178,7 +250,9 @@ impl Workload for BankWorkload {
             return Err(format!("{held} is held; the accounts were opened with {}", totals.opened_with));
         }
         let status = quiet.engine.status();
-        if totals.transfers != model.transfers.len() as u64 || status.emitted != totals.transfers {
+        if totals.transfers != model.transfers.len() as u64
+            || status.emitted != totals.transfers + model.receipts
+        {
             return Err(format!("{} transfers, {} effects", totals.transfers, status.emitted));
         }
         if totals.delivered != status.delivered
@@ -188,12 +262,14 @@ impl Workload for BankWorkload {
         }
         // The ledger outside: every notice is of a transfer that was made, in just these words, under one key.
         let mut keys = BTreeMap::new();
-        for act in quiet.sinks.values().flat_map(crate::Sink::ledger) {
+        let acts =
+            quiet.sinks.iter().flat_map(|(name, sink)| sink.ledger().iter().map(move |act| (name, act)));
+        for (name, act) in acts {
             let effect: Effect = decode(&act.payload).ok_or("a sink's body can't be read")?;
             if model.transfers.get(&effect.transfer) != Some(&(effect.from, effect.to, effect.amount)) {
                 return Err(format!("the webhook heard of {effect:?}, which was never made"));
             }
-            if keys.insert(effect.transfer, &act.key).is_some_and(|first| *first != act.key) {
+            if keys.insert((name, effect.transfer), &act.key).is_some_and(|first| *first != act.key) {
                 return Err(format!("transfer {} came under two keys", effect.transfer));
             }
         }
@@ -208,9 +284,29 @@ struct Model {
     transfers: BTreeMap<u64, (u64, u64, u64)>,
     /// For each reminder whatever was asked of it: when, and when it was to ring.
     reminders: BTreeMap<u64, Vec<(u64, Option<u64>)>>,
+    receipts: u64,
+    /// When the webhooks of transfers on terms are due.
+    due: BTreeMap<u64, u64>,
+    /// Whose webhook was recalled before it was due: nothing of it can have started.
+    recalled: BTreeSet<u64>,
 }
 
 impl Model {
+    /// What was recalled in time is cancelled.
+    fn check_recalls(&self, quiet: &Quiet<'_>) -> Result<(), String> {
+        let filter = EffectFilter { sink: Some(BankWorkload::sink_name()), ..EffectFilter::default() };
+        for view in quiet.engine.effects(&filter, None, usize::MAX) {
+            let Some(effect) = decode::<Effect>(&view.payload) else { continue };
+            let outcome = view.outcome.as_ref().map(|outcome| outcome.outcome);
+            // A person may have given it an outcome before.
+            let in_time = self.recalled.contains(&effect.transfer) && view.acts.is_empty();
+            if in_time && outcome != Some("cancelled") {
+                return Err(format!("{effect:?} was recalled before it was due, and ended as {outcome:?}"));
+            }
+        }
+        Ok(())
+    }
+
     /// Every reminder rang once for each time that it was due before it was moved or taken back, and not too early.
     fn check_reminders(&self, quiet: &Quiet<'_>) -> Result<(), String> {
         for (reminder, asked) in &self.reminders {
@@ -242,6 +338,20 @@ impl Model {
                 self.balances.insert(account, balance);
                 Reply::Opened
             }
+            Command::Recall { transfer } => {
+                if self.due.get(&transfer).is_some_and(|due| log_time < *due) {
+                    self.recalled.insert(transfer);
+                }
+                Reply::Recalled
+            }
+            Command::TransferOn(ref transfer, terms) => {
+                let reply = self.apply(&Command::Transfer(transfer.clone()), log_time);
+                if let Reply::Transferred { .. } = reply {
+                    self.receipts += u64::from(terms.receipt);
+                    self.due.insert(transfer.transfer, log_time + terms.after_ms * 1_000_000);
+                }
+                reply
+            }
             Command::Transfer(Transfer { transfer, from, to, amount, .. }) => {
                 let (payer, payee) = (self.balances.get(&from).copied(), self.balances.get(&to).copied());
                 let unknown = |account| Reply::Rejected(Rejection::UnknownAccount { account });
@@ -260,6 +370,13 @@ impl Model {
                 }
             }
         }
+    }
+}
+
+fn limits(terms: &Terms) -> EffectTerms {
+    EffectTerms {
+        after: Duration::from_millis(terms.after_ms),
+        deadline: terms.deadline_ms.map(Duration::from_millis),
     }
 }
 

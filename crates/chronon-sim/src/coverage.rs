@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 /// Events that every batch of [`BATCH_MIN`] seeds of the default swarm reaches: those of the protocol by the name of their
 /// [`chronon_vsr::Event`], with its cause where it has one, the others by names of their own.
-pub const EXPECTED: [&str; 57] = [
+pub const EXPECTED: [&str; 62] = [
     "Abdicated(Asked)",
     "Abdicated(ClockOff)",
     "Abdicated(DiskFull)",
+    "Abdicated(DiskStalled)",
+    "Abdicated(Diverged)",
     "Abdicated(Unheard)",
     "AnswerWithheld",
     "Busy",
@@ -16,6 +18,8 @@ pub const EXPECTED: [&str; 57] = [
     "ClockDegraded",
     "CommitAnswerLost",
     "DamagedEntryFound",
+    "DeadlinePassed",
+    "DelayedStarted",
     "DeskCancelled",
     "DeskRefused",
     "DeskResolved",
@@ -36,6 +40,7 @@ pub const EXPECTED: [&str; 57] = [
     "KilledBetweenOutputs",
     "LogTruncated",
     "LogWrapped",
+    "MachineCancelled",
     "MessageDropped",
     "PartitionChained",
     "PartitionFlapped",

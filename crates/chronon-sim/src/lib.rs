@@ -54,5 +54,5 @@ pub use simulation::{Deed, End, Found, Simulation};
 pub use sink::{Act, Sink, SinkBehaviour, SinkKind};
 pub use swarm::{MakeWorkload, Menu, Phase, Report, Swarm, UnknownFault};
 pub use trace::{Trace, TraceMode, Who};
-pub use workload::{Applied, Quiet, Workload};
+pub use workload::{Applied, EffectTerms, Quiet, Workload};
 pub use world::World;

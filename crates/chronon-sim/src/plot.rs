@@ -5,8 +5,8 @@ use chronon_storage::{File, Step};
 use chronon_vsr::{Duration, Event, Op, Payload, Prng, Quorums, ReplicaId, Role};
 
 use crate::trace::Who;
-use crate::world::index;
-use crate::{Envelope, Fate, Fault, Menu, SinkBehaviour, Violation, World};
+use crate::world::{index, unnamed};
+use crate::{CallKind, Envelope, Fate, Fault, Menu, SinkBehaviour, Violation, World};
 
 /// How long a plot waits for its moment.
 const PATIENCE: Duration = Duration::from_millis(400);
@@ -44,9 +44,12 @@ pub(crate) enum Plot {
     Warp,
     /// The power is gone for longer than sinks remember keys, and fewer clocks than a quorum stood still meanwhile.
     Blackout,
+    /// A primary's disk stands still with something to write, until its view is old enough to be given up for that.
+    Standstill,
 }
 
 impl Plot {
+    /// Those that are chosen among; a standstill takes ten seconds and comes last, if it comes.
     const ALL: [Plot; 13] = [
         Plot::Stranded,
         Plot::OneHeard,
@@ -78,6 +81,7 @@ impl Plot {
             Plot::Hollow => menu.kill && menu.rot && replicas == 3,
             Plot::Warp => menu.clock && menu.sinks,
             Plot::Blackout => menu.clock && menu.sinks && menu.power && 2 <= replicas && forgets,
+            Plot::Standstill => menu.stall && 3 <= replicas,
         };
         let weight = |plot: Plot| if plot == Plot::Blackout { 12 } else { 1 };
         let plots = Plot::ALL.into_iter().filter(possible);
@@ -88,6 +92,7 @@ impl Plot {
     pub(crate) fn play(self, world: &mut World, prng: &mut Prng, victim: ReplicaId) -> Result<(), Violation> {
         world.note(Who::Fault, self as u64, || format!("plot: {self:?}"));
         let Some(primary) = world.primary() else { return Ok(()) };
+        world.reach(self.name());
         let others: Vec<ReplicaId> = world.replicas().into_iter().filter(|id| *id != primary).collect();
         let mut stage = Stage { world, prng, primary, others };
         match self {
@@ -104,6 +109,27 @@ impl Plot {
             Plot::Hollow => stage.hollow(victim),
             Plot::Warp => stage.warp(),
             Plot::Blackout => stage.blackout(),
+            Plot::Standstill => stage.standstill(),
+        }
+    }
+
+    /// For coverage.
+    const fn name(self) -> &'static str {
+        match self {
+            Plot::Stranded => "Plot(Stranded)",
+            Plot::OneHeard => "Plot(OneHeard)",
+            Plot::ReadBack => "Plot(ReadBack)",
+            Plot::RottenTail => "Plot(RottenTail)",
+            Plot::Beheaded => "Plot(Beheaded)",
+            Plot::Dam => "Plot(Dam)",
+            Plot::Storm => "Plot(Storm)",
+            Plot::Sleepwalker => "Plot(Sleepwalker)",
+            Plot::SlowHeir => "Plot(SlowHeir)",
+            Plot::BadNews => "Plot(BadNews)",
+            Plot::Hollow => "Plot(Hollow)",
+            Plot::Warp => "Plot(Warp)",
+            Plot::Blackout => "Plot(Blackout)",
+            Plot::Standstill => "Plot(Standstill)",
         }
     }
 }
@@ -209,6 +235,26 @@ impl Stage<'_> {
                 self.kill(new, 100, 1_000);
             }
         }
+        Ok(())
+    }
+
+    fn standstill(&mut self) -> Played {
+        let primary = self.primary;
+        self.world.inflict(Fault::DiskStall(primary, Duration::from_secs(86_400)));
+        let leads = |world: &World| {
+            matches!(world.status(primary).map(|status| status.role), Some(Role::Primary { .. }))
+        };
+        // Something to write; and no view is given up for a slow disk in its first ten seconds.
+        for _ in 0..12 {
+            if !leads(self.world) {
+                break;
+            }
+            let (workload, prng) = self.world.workload();
+            let body = workload.command(prng);
+            self.world.ask(1, CallKind::Command { origin: unnamed(), body });
+            self.run(Duration::from_secs(1))?;
+        }
+        self.world.inflict(Fault::DiskStall(primary, Duration::ZERO));
         Ok(())
     }
 

@@ -523,6 +523,9 @@ fn outcomes(world: &World) -> Vec<(&'static str, u64)> {
         outcomes.push(("KeyExpired", keyed.saturating_sub(status.keys)));
         for view in engine.effects(&EffectFilter::default(), None, usize::MAX) {
             outcomes.extend(why_parked(&view).map(|why| (why, 1)));
+            if view.outcome.as_ref().is_some_and(|it| it.outcome == "cancelled") && view.acts.is_empty() {
+                outcomes.push(("MachineCancelled", 1));
+            }
         }
     }
     outcomes.retain(|(_, times)| *times != 0);
@@ -533,9 +536,13 @@ fn outcomes(world: &World) -> Vec<(&'static str, u64)> {
 pub(crate) fn why_parked(view: &EffectView) -> Option<&'static str> {
     let no = view.attempts.iter().any(|attempt| attempt.ended == "permanent");
     Some(match view.parked? {
+        // Its deadline may have ended it as well.
+        Parked::InDoubt if view.deadline.is_some() => "EffectInDoubt",
         Parked::InDoubt if matches!(view.contract, Contract::Idempotent { .. }) && !no => "WindowClosed",
         Parked::InDoubt if view.contract.claims() => "ClaimInDoubt",
         Parked::InDoubt => "EffectInDoubt",
+        // Nothing that has attempts left is exhausted but by its deadline.
+        Parked::Exhausted if view.attempts_count == 0 => "DeadlinePassed",
         Parked::Exhausted => "EffectExhausted",
     })
 }
@@ -743,7 +750,10 @@ impl Run {
         let mut prng = Prng::new(seed ^ 0x511b_0000_d1ff_0000);
         let may = 3 <= replicas && !menu.rot && !menu.lost && prng.chance(1, 3);
         let replica = ReplicaId::new(prng.below(replicas as u64) as u8);
-        may.then(|| (replica, Op::new(prng.between(20, 160))))
+        let op = Op::new(prng.between(20, 160));
+        // Every second time whoever leads first.
+        let replica = if prng.chance(1, 2) { ReplicaId::new(1) } else { replica };
+        may.then_some((replica, op))
     }
 
     /// Under faults, until the clients are done or time is up.
@@ -767,6 +777,11 @@ impl Run {
             } else if !self.menu.disruptions().is_empty() {
                 self.disrupt(world)?;
             }
+        }
+        let mut own = Prng::new(self.config.seed ^ 0x57a1_1000_d15c_0000);
+        if self.performance && self.menu.stall && 3 <= self.config.replicas && own.chance(1, 6) {
+            self.faults += 1;
+            Plot::Standstill.play(world, &mut own, self.victim)?;
         }
         Ok(())
     }

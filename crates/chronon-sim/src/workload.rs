@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use chronon_kernel::{AbortReason, Attempt, Engine, EngineOptions, RequestId, SinkName, SinkSpec};
-use chronon_vsr::Prng;
+use chronon_vsr::{Duration, Prng, Timestamp};
 
 use crate::{Begun, Completed, Sink, SinkBehaviour, SinkKind};
 
@@ -34,6 +34,11 @@ pub trait Workload {
         (SinkKind::of(spec.contract), drawn)
     }
 
+    /// When the effect with this body may start, as the command that emitted it asked.
+    fn terms(&self, _effect: &[u8]) -> EffectTerms {
+        EffectTerms::default()
+    }
+
     /// Whether clients ask queries at all.
     fn asks_queries(&self) -> bool {
         true
@@ -62,6 +67,27 @@ pub trait Workload {
 
     /// What must be true of the machine when all is quiet.
     fn check_quiet(&self, quiet: &Quiet<'_>) -> Result<(), String>;
+}
+
+/// When an effect may start, counted from its emission in log time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EffectTerms {
+    /// Not before.
+    pub after: Duration,
+    /// Not any more. None: whenever.
+    pub deadline: Option<Duration>,
+}
+
+impl EffectTerms {
+    /// When it is due, if it was emitted then.
+    pub(crate) fn due(&self, emitted: Timestamp) -> Timestamp {
+        emitted + self.after
+    }
+
+    /// From when on it may not start any more.
+    pub(crate) fn deadline(&self, emitted: Timestamp) -> Option<Timestamp> {
+        self.deadline.map(|deadline| emitted + deadline)
+    }
 }
 
 /// A run at its end, when everything has settled.

@@ -134,6 +134,12 @@ mutations! {
     DivergenceUnjudged,
     /// Effects of a frozen sink start.
     FrozenStarts,
+    /// An effect has no deadline, whatever was asked.
+    DeadlineIgnored,
+    /// A delayed effect is due at once.
+    DelayIgnored,
+    /// A machine may cancel an effect though an attempt may have started.
+    MachineCancelsStarted,
     /// A person may cancel an effect though an attempt may have started.
     CancelStarted,
     /// A person may have an effect in doubt tried again without proof, and without accepting a duplicate.

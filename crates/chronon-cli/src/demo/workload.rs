@@ -48,7 +48,7 @@ pub(crate) fn transfer(prng: &mut Prng) -> (u64, Command) {
 pub(crate) fn is_done(reply: &Reply) -> bool {
     match reply {
         Reply::Transferred { .. } => true,
-        Reply::Opened | Reply::Rejected(_) | Reply::Reminded { .. } => false,
+        Reply::Opened | Reply::Rejected(_) | Reply::Reminded { .. } | Reply::Recalled => false,
     }
 }
 

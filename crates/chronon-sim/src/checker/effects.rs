@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use chronon_kernel::{
     Attempt, AttemptKind, AttemptNumber, Contract, DeskAct, EffectFilter, EffectId, EffectKey, EffectState,
-    EffectView, Ended, Engine, Lineage, Parked, RequestResult, SinkName,
+    EffectView, Ended, Engine, Lineage, Parked, Request, RequestResult, SinkName,
 };
-use chronon_vsr::{Instant, Op, Stamp};
+use chronon_vsr::{Instant, Op, Stamp, Timestamp};
 
-use crate::{Checker, Commits, Results, Sink, Violation};
+use crate::{Checker, Commits, EffectTerms, Results, Sink, Violation, Workload};
 
 /// An effect as its attempts show it.
 #[derive(Clone, Debug)]
@@ -28,6 +28,21 @@ pub struct Seen {
     pub proved_idle: usize,
 }
 
+/// The order of a lane: by when they are due. What falls due joins before what its op emits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Turn {
+    due: Timestamp,
+    at_once: bool,
+    effect: EffectId,
+}
+
+/// Where a replica is that hands an attempt out: what its clock says, and its newest op.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HandedOut {
+    pub(crate) wall: Timestamp,
+    pub(crate) executed: Op,
+}
+
 /// What a person took upon themselves for an effect.
 #[derive(Clone, Copy, Debug, Default)]
 struct Excused {
@@ -43,7 +58,7 @@ pub struct Effects {
     lineage: Lineage,
     seen: BTreeMap<EffectId, Seen>,
     /// The newest effect of each lane that left, and under which stamp.
-    lanes: BTreeMap<(SinkName, String), (EffectId, Stamp)>,
+    lanes: BTreeMap<(SinkName, String), (Turn, Stamp)>,
     /// What people were asked to answer for.
     excused: BTreeMap<EffectId, Excused>,
 }
@@ -103,9 +118,63 @@ impl Effects {
         Ok(())
     }
 
+    /// A replica's dispatcher hands an attempt to its executor: not before it is due, nor once its deadline has passed by
+    /// its clock or by log time.
+    pub(crate) fn on_handed_out(
+        &self,
+        commits: &Commits,
+        results: &Results,
+        attempt: &Attempt,
+        terms: EffectTerms,
+        HandedOut { wall, executed }: HandedOut,
+    ) -> Result<(), Violation> {
+        let id = attempt.effect;
+        let (Some(emitted), Some(now)) = (time_of(commits, id.op()), time_of(commits, executed)) else {
+            return Ok(());
+        };
+        let due = terms.due(emitted);
+        if now < due {
+            let what = format!("effect {id} starts at {now:?}, and is due at {due:?}");
+            return Err(Violation::new(Checker::Effects, what));
+        }
+        // The start of what is claimed is decided with the claim.
+        let is_claimed = attempt.spec.contract.claims() && attempt.kind == AttemptKind::Call;
+        let in_time = |deadline| {
+            if is_claimed { was_claimed(commits, attempt, deadline) } else { now.max(wall) < deadline }
+        };
+        if let Some(deadline) = terms.deadline(emitted)
+            && !in_time(deadline)
+            && !was_reopened(commits, results, id, deadline)
+        {
+            let what = format!(
+                "effect {id} starts at {now:?}, on a clock {wall:?}, after its deadline {deadline:?}"
+            );
+            return Err(Violation::new(Checker::Effects, what));
+        }
+        Ok(())
+    }
+
+    /// Whether a person had an effect tried again when its deadline had passed. If that came while it waited in its lane,
+    /// the lane has gone on without it.
+    pub(crate) fn is_reopened(
+        commits: &Commits,
+        results: &Results,
+        attempt: &Attempt,
+        terms: EffectTerms,
+    ) -> bool {
+        let deadline = terms.deadline(attempt.emitted);
+        deadline.is_some_and(|deadline| was_reopened(commits, results, attempt.effect, deadline))
+    }
+
     /// An attempt leaves its replica: it passed the gate. `open`: there its effect is not settled yet; a call that was handed
     /// out before and leaves afterwards repeats what is known to have been done, and its lane has gone on.
-    pub(crate) fn on_leave(&mut self, now: Instant, attempt: &Attempt, open: bool) -> Result<(), Violation> {
+    pub(crate) fn on_leave(
+        &mut self,
+        now: Instant,
+        attempt: &Attempt,
+        open: bool,
+        terms: EffectTerms,
+    ) -> Result<(), Violation> {
         let excused = self.excused(attempt.effect);
         let Some(seen) = self.seen.get_mut(&attempt.effect) else { return Ok(()) };
         if attempt.kind == AttemptKind::Probe {
@@ -129,11 +198,12 @@ impl Effects {
         }
         seen.calls.push((now, attempt.number, attempt.stamp));
         if let Some(lane) = seen.lane.as_ref().filter(|_| open) {
-            let this = (attempt.effect, attempt.stamp);
+            let (due, at_once) = (terms.due(attempt.emitted), terms.after.is_zero());
+            let this = (Turn { due, at_once, effect: attempt.effect }, attempt.stamp);
             let newest = self.lanes.entry((seen.sink.clone(), lane.clone())).or_insert(this);
             // A primary that was replaced within the last D does not know how far its successor has come.
-            if attempt.effect < newest.0 && newest.1 <= attempt.stamp && attempt.spec.parked_holds_lane {
-                let what = format!("lane {lane}: effect {} leaves after {}", attempt.effect, newest.0);
+            if this.0 < newest.0 && newest.1 <= attempt.stamp && attempt.spec.parked_holds_lane {
+                let what = format!("lane {lane}: effect {} leaves after {}", attempt.effect, newest.0.effect);
                 return Err(Violation::new(Checker::Effects, what));
             }
             *newest = (*newest).max(this);
@@ -177,6 +247,7 @@ impl Effects {
         results: &Results,
         engine: &dyn Engine,
         sinks: &BTreeMap<SinkName, Sink>,
+        workload: &dyn Workload,
     ) -> Result<(), Violation> {
         let object = |what: String| Err(Violation::new(Checker::Effects, what));
         let effects = engine.effects(&EffectFilter::default(), None, usize::MAX);
@@ -205,6 +276,17 @@ impl Effects {
         for view in effects.values() {
             let acts = sinks.get(&view.sink).map_or(0, |sink| sink.acts(&view.key).count());
             let limited = engine.sink(&view.sink).is_some_and(|sink| sink.spec.backoff.attempts_max != 0);
+            let deadline = workload.terms(&view.payload).deadline(view.emitted);
+            if view.deadline != deadline
+                && !deadline.is_some_and(|passed| was_reopened(commits, results, view.id, passed))
+            {
+                return object(format!(
+                    "effect {} has the deadline {:?}, and {deadline:?} was asked for",
+                    view.id, view.deadline
+                ));
+            }
+            let now = time_of(commits, commits.head()).unwrap_or(Timestamp::ZERO);
+            let limited = limited || view.deadline.is_some_and(|deadline| deadline <= now);
             self.check_effect(view, acts, limited, commits).or_else(object)?;
         }
         // What the ledger has was emitted, by a committed op, in just these words.
@@ -261,7 +343,9 @@ impl Effects {
             (Some(outcome), _) => {
                 let right = match outcome.outcome {
                     "delivered" => 0 < acts,
-                    "failed" | "cancelled" => acts_since == 0,
+                    "failed" => acts_since == 0,
+                    // Nothing ever left for it, before or after.
+                    "cancelled" => acts == 0 && self.seen.get(id).is_none_or(|seen| seen.calls.is_empty()),
                     _ => true,
                 };
                 if !right {
@@ -288,6 +372,9 @@ impl Effects {
             (None, Some(Parked::Exhausted)) if acts_since != 0 => {
                 return Err(format!("nothing of effect {id} is in doubt; its sink acted {acts} times"));
             }
+            (None, Some(Parked::Exhausted)) if !limited => {
+                return Err(format!("effect {id} is exhausted, and nothing limits its attempts"));
+            }
             (None, Some(Parked::Exhausted)) => {}
             (None, None) => {
                 if *state == EffectState::Settled {
@@ -297,4 +384,32 @@ impl Effects {
         }
         Ok(())
     }
+}
+
+/// Log time of an op.
+fn time_of(commits: &Commits, op: Op) -> Option<Timestamp> {
+    commits.get(op).map(|committed| committed.entry.header().timestamp)
+}
+
+/// Whether an attempt was claimed before this time.
+fn was_claimed(commits: &Commits, attempt: &Attempt, before: Timestamp) -> bool {
+    let emitted = usize::try_from(attempt.effect.op().value()).unwrap_or(usize::MAX);
+    let later = commits.log().get(emitted..).unwrap_or_default();
+    let mut in_time = later.iter().take_while(|it| it.entry.header().timestamp < before);
+    let claims = |request: &Request| matches!(request, Request::Claim { effect, attempt: number } if *effect == attempt.effect && *number == attempt.number);
+    in_time.any(|committed| committed.requests.iter().any(claims))
+}
+
+/// Whether a person had an effect tried again when its deadline had passed: then it has none any more.
+fn was_reopened(commits: &Commits, results: &Results, id: EffectId, deadline: Timestamp) -> bool {
+    let log = commits.log();
+    let first = log.partition_point(|it| it.entry.header().timestamp < deadline);
+    log[first..].iter().any(|committed| {
+        let done = results.get(committed.entry.op()).unwrap_or_default();
+        let mut requests = committed.requests.iter().zip(done);
+        requests.any(|(request, result)| {
+            matches!(request, Request::Desk { effect, act: DeskAct::Retry { .. }, .. } if *effect == id)
+                && !matches!(result, RequestResult::Refused(_))
+        })
+    })
 }

@@ -16,6 +16,7 @@ pub use bounds::Bounds;
 pub use checkpoints::Checkpoints;
 pub use commits::{Commits, Committed};
 pub use effects::Effects;
+pub(crate) use effects::HandedOut;
 pub use gate::GateWatch;
 pub use history::{Begun, Completed, History};
 pub use promises::Promises;

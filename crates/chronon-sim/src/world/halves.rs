@@ -344,6 +344,7 @@ impl World {
                     let committed = self.commits.head();
                     let verdict = self.effects.on_start(executed.min(committed), &attempt);
                     self.judge(verdict);
+                    self.judge_terms(at, executed.min(committed), &attempt);
                     let late = self.late();
                     let life = self.machines[at].life;
                     self.schedule(late, Event::Execute { at, life, attempt: Arc::new(attempt) });

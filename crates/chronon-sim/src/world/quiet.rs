@@ -150,7 +150,7 @@ impl World {
                 return Err(Violation::new(Checker::Digest, what));
             }
         }
-        self.effects.check_end(&self.commits, &self.results, &*engine, &self.sinks)?;
+        self.effects.check_end(&self.commits, &self.results, &*engine, &self.sinks, &*self.workload)?;
         let (mut applied, mut aborted) = (Vec::new(), Vec::new());
         for (at, result) in self.results.all() {
             let committed = self.commits.get(Op::new(at.op)).map(|committed| &committed.requests);

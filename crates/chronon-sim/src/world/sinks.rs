@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use chronon_kernel::{Attempt, AttemptEnd, Ended};
 use chronon_node::BackInput;
+use chronon_vsr::Op;
 
-use crate::World;
+use crate::checker::HandedOut;
 use crate::event::Event;
 use crate::sink::{Deed, Plan, evidence};
 use crate::trace::{Who, salt_of};
 use crate::world::OutCall;
+use crate::{EffectTerms, Effects, World};
 
 impl World {
     /// The executor takes an attempt up: it asks the gate right before the first byte leaves.
@@ -45,7 +47,9 @@ impl World {
         }
         let process = self.machines[at].process.as_ref().expect("the caller saw that it is alive");
         let open = process.back.engine().order(attempt.effect).is_some();
-        let verdict = self.effects.on_leave(self.now(), &attempt, open);
+        let terms = self.workload.terms(&attempt.payload);
+        let in_lane = open && !Effects::is_reopened(&self.commits, &self.results, &attempt, terms);
+        let verdict = self.effects.on_leave(self.now(), &attempt, in_lane, terms);
         self.judge(verdict);
         let alive = self.out_calls.values().find(|other| {
             let earlier = &other.attempt;
@@ -75,6 +79,23 @@ impl World {
         // What has left is on its way, whatever becomes of its sender.
         self.schedule(delay, Event::SinkArrive { call, attempt });
         self.schedule(timeout, Event::AttemptTimeout { call });
+    }
+
+    /// A replica hands an attempt out: in the time that its command gave it.
+    pub(super) fn judge_terms(&mut self, at: usize, executed: Op, attempt: &Attempt) {
+        let terms = self.workload.terms(&attempt.payload);
+        if terms == EffectTerms::default() {
+            return;
+        }
+        let handed_out = HandedOut { wall: self.machines[at].clock.now(self.now()).wall, executed };
+        let verdict = self.effects.on_handed_out(&self.commits, &self.results, attempt, terms, handed_out);
+        self.judge(verdict);
+        if !terms.after.is_zero() {
+            self.reach("DelayedStarted");
+        }
+        if terms.deadline.is_some() {
+            self.reach("StartedBeforeDeadline");
+        }
     }
 
     pub(crate) fn sink_arrive(&mut self, call: u64, attempt: Arc<Attempt>) {
