@@ -9,7 +9,7 @@ use chronon_vsr::{Checkpoint, Instant, Op, Stamp};
 use tokio::sync::mpsc;
 
 use crate::attempts::FrozenSinks;
-use crate::clock::Clock;
+use crate::clock::{Clock, Clocks};
 use crate::counters::Counters;
 use crate::front::Look;
 use crate::mailbox::{Mailbox, Waited};
@@ -41,6 +41,7 @@ pub(crate) struct BackThread {
     pub(crate) vault: Mailbox<VaultMessage>,
     pub(crate) turn: Arc<Turn>,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) clocks: Clocks,
     /// When the process began to start this replica, and the newest op that it found on its disk, until that is executed.
     pub(crate) began: Instant,
     pub(crate) replays_to: Option<Op>,
@@ -61,7 +62,7 @@ impl BackThread {
             }
             // Looked at in every turn: under load there is always a message before the time is up.
             if deadline <= Clock.monotonic() {
-                self.back.handle(Clock.now(), BackInput::Tick);
+                self.back.handle(self.clocks.now(), BackInput::Tick);
             }
             for message in messages.drain(..) {
                 match message {
@@ -71,19 +72,19 @@ impl BackThread {
                         }
                         self.turn.note_progress(entry.header().end());
                         let begun = Clock.monotonic();
-                        self.back.handle(Clock.now(), BackInput::Front(ToBack::Commit(entry)));
+                        self.back.handle(self.clocks.now(), BackInput::Front(ToBack::Commit(entry)));
                         self.counters.apply.record(Clock.monotonic().since(begun));
                     }
                     BackMessage::Front(to_back) => {
-                        self.back.handle(Clock.now(), BackInput::Front(to_back));
+                        self.back.handle(self.clocks.now(), BackInput::Front(to_back));
                     }
                     BackMessage::AttemptEnded { effect, number, stamp, end } => {
                         let input = BackInput::AttemptEnded { effect, number, stamp, end };
-                        self.back.handle(Clock.now(), input);
+                        self.back.handle(self.clocks.now(), input);
                     }
                     BackMessage::Look(look) => self.reads.look(self.back.engine(), look),
                     BackMessage::Installed { checkpoint, engine } => {
-                        self.back.install(Clock.now(), &checkpoint, engine);
+                        self.back.install(self.clocks.now(), &checkpoint, engine);
                         if self.replays_to.is_some() {
                             self.counters.start_restored_ms.set(self.since_start());
                         }

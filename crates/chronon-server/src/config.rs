@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use chronon_node::FrontLimits;
 use chronon_storage::Operation;
-use chronon_vsr::{ClusterId, ReplicaId, Timing};
+use chronon_vsr::{ClusterId, ReplicaId, Timestamp, Timing};
 
 /// Everything a replica's process is told besides its data directory.
 #[derive(Clone)]
@@ -38,10 +38,15 @@ pub struct ServerConfig {
     pub before_query: Option<Arc<dyn Fn() + Send + Sync>>,
     /// Asked before each operation of an unflushed disk, on the thread that does it. For tests: a disk that stalls, or fails.
     pub before_disk: Option<DiskHook>,
+    /// What this replica takes the wall clock to say, given what it says. For tests: clocks that differ.
+    pub wall_clock: Option<WallHook>,
 }
 
 /// Looks at what a disk is about to do: it may wait, or refuse.
 pub type DiskHook = Arc<dyn Fn(Operation) -> io::Result<()> + Send + Sync>;
+
+/// A wall clock that a test sets.
+pub type WallHook = Arc<dyn Fn(Timestamp) -> Timestamp + Send + Sync>;
 
 impl fmt::Debug for ServerConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -72,6 +77,7 @@ impl Default for ServerConfig {
             before_commit: None,
             before_query: None,
             before_disk: None,
+            wall_clock: None,
         }
     }
 }

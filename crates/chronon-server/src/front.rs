@@ -26,7 +26,7 @@ use tracing::{debug, error, info, warn};
 use crate::admission::{Admission, Admitted};
 use crate::apply::BackMessage;
 use crate::clients::Connection;
-use crate::clock::Clock;
+use crate::clock::{self, Clock};
 use crate::config::Limits;
 use crate::counters::Counters;
 use crate::mailbox::Mailbox;
@@ -109,7 +109,7 @@ pub(crate) struct FrontThread {
     pub(crate) counters: Arc<Counters>,
     pub(crate) peers: Peers,
     front: RefCell<Front>,
-    clock: Clock,
+    clocks: clock::Clocks,
     /// Something was handed to Front since the outputs were last carried out.
     touched: Notify,
     waiters: RefCell<HashMap<Token, Waiter>>,
@@ -140,6 +140,7 @@ pub(crate) struct Joints {
     /// Whom this replica takes for the primary.
     pub(crate) primary: watch::Sender<Option<ReplicaId>>,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) clocks: clock::Clocks,
     pub(crate) stop: Stop,
 }
 
@@ -168,7 +169,7 @@ impl FrontThread {
             admission,
             peers,
             front: RefCell::new(front),
-            clock: Clock,
+            clocks: joints.clocks,
             touched: Notify::new(),
             waiters: RefCell::default(),
             looks: RefCell::default(),
@@ -193,7 +194,7 @@ impl FrontThread {
         let mut stopped = pin!(stop.stopped());
         let mut deadline = self.carry_out();
         loop {
-            let patience = deadline.since(self.clock.monotonic()).min(SLEEP_MAX);
+            let patience = deadline.since(Clock.monotonic()).min(SLEEP_MAX);
             tokio::select! {
                 _ = &mut stopped => return,
                 () = self.touched.notified() => {}
@@ -219,7 +220,7 @@ impl FrontThread {
                 self.ask(ask);
             }
             // Looked at in every turn: under load something else is always readable before a timer is heard.
-            if deadline <= self.clock.monotonic() {
+            if deadline <= Clock.monotonic() {
                 self.tick();
             }
             deadline = self.carry_out();
@@ -275,7 +276,7 @@ impl FrontThread {
             Status::RecoveringHead => "recovering_head",
             Status::Halted => "halted",
         };
-        let disk_age = self.writes.borrow().age(self.clock.monotonic());
+        let disk_age = self.writes.borrow().age(Clock.monotonic());
         let intake = replica.intake();
         serde_json::json!({
             "replica": self.me.value(),
@@ -389,11 +390,11 @@ impl FrontThread {
     }
 
     fn deadline(&self, timeout: Duration) -> Instant {
-        self.clock.monotonic() + timeout.min(self.limits.request_timeout_max)
+        Clock.monotonic() + timeout.min(self.limits.request_timeout_max)
     }
 
     fn handle(&self, input: FrontInput) {
-        self.front.borrow_mut().handle(self.clock.now(), input);
+        self.front.borrow_mut().handle(self.clocks.now(), input);
     }
 
     /// Hands something over from a task beside the loop.
@@ -403,7 +404,7 @@ impl FrontThread {
     }
 
     fn tick(&self) {
-        let now = self.clock.monotonic();
+        let now = Clock.monotonic();
         let (is_new, report) = {
             let mut writes = self.writes.borrow_mut();
             (writes.reported.is_none(), writes.report(now))
@@ -440,7 +441,7 @@ impl FrontThread {
                     // Behind the commits that it waits for, as a query would be.
                     self.back.push(BackMessage::Look(look));
                     let queried = ToFront::Queried { token, op: Op::ROOT, answer: Ok(Vec::new()) };
-                    front.handle(self.clock.now(), FrontInput::Back(queried));
+                    front.handle(self.clocks.now(), FrontInput::Back(queried));
                 }
                 FrontOutput::Back(to_back) => self.back.push(BackMessage::Front(to_back)),
                 FrontOutput::Vault(task) => self.vault.push(VaultMessage::Task(task)),
@@ -476,7 +477,7 @@ impl FrontThread {
 
     fn persist(&self, write: Write) {
         let mut writes = self.writes.borrow_mut();
-        writes.started(&write, self.clock.monotonic());
+        writes.started(&write, Clock.monotonic());
         // Appends that peers cause are shed at the limit; what the protocol writes of its own accord is far less.
         let limit = 2 * self.limits.wal_writes_max;
         if limit < writes.count() {

@@ -46,7 +46,7 @@ mod wire;
 
 pub use backup::{BackupError, CHUNKS, MANIFEST, Manifest, RestoredState, chunk_name, chunk_of_name};
 pub use call::{Call, CallError};
-pub use config::{Addresses, CheckpointLimits, DiskHook, DiskKind, Limits, Listen, ServerConfig};
+pub use config::{Addresses, CheckpointLimits, DiskHook, DiskKind, Limits, Listen, ServerConfig, WallHook};
 pub use node::{BoundAddresses, Founding, Node, RunningNode, StartError};
 pub use stop::StopReason;
 pub use vault::CHECKPOINT_ROOM_MIN;

@@ -32,7 +32,7 @@ use crate::admission::Admission;
 use crate::apply::{BackMessage, BackThread};
 use crate::attempts::{Attempts, FrozenSinks};
 use crate::call::{Call, CallError, CallExecutor};
-use crate::clock::Clock;
+use crate::clock::{Clock, Clocks};
 use crate::config::{DiskHook, DiskKind, ServerConfig};
 use crate::counters::Counters;
 use crate::front::{FrontHandle, FrontThread, Inlets, Joints};
@@ -479,7 +479,9 @@ async fn start(
         counters: Arc::clone(&counters),
         stop: stop.clone(),
     };
+    let clocks = Clocks { wall_hook: config.wall_clock.clone() };
     let back_thread = {
+        let clocks = clocks.clone();
         let mailbox = back_mailbox.clone();
         let (vault, turn, counters) = (vault_mailbox.clone(), Arc::clone(&turn), Arc::clone(&counters));
         let reads = reads.clone();
@@ -503,6 +505,7 @@ async fn start(
             vault,
             turn,
             counters,
+            clocks,
             began,
             replays_to,
             before_commit,
@@ -525,6 +528,7 @@ async fn start(
             gate,
             primary: primary_sender,
             counters: Arc::clone(&counters),
+            clocks: clocks.clone(),
             stop: stop.clone(),
         },
         inlets: Inlets { durable, back: from_back, vault: from_vault, asks },
@@ -750,7 +754,7 @@ impl FrontParts {
             Arc::clone(&joints.counters),
         );
         let mut prng = Prng::new(options.seed);
-        let front = Front::open(options, limits.front, recovered, Clock.now());
+        let front = Front::open(options, limits.front, recovered, joints.clocks.now());
         let front = Rc::new(FrontThread::new(front, (me, cluster), peers, limits, admission, joints));
         let spawn = |task: std::pin::Pin<Box<dyn Future<Output = ()>>>| {
             tokio::task::spawn_local(guarded(stop.clone(), "front", task));

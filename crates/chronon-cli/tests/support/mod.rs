@@ -76,7 +76,7 @@ pub(crate) fn until_processes(directory: &Path, count: usize) {
 
 /// Free ports below the range that ports of outgoing connections are drawn from: one of those could take the port of a
 /// replica that is down for a moment.
-fn free_ports(count: usize) -> Vec<u16> {
+pub(crate) fn free_ports(count: usize) -> Vec<u16> {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let mut prng = Prng::new(since.as_nanos() as u64 ^ u64::from(std::process::id()).rotate_left(32));
     let mut listeners = Vec::new();

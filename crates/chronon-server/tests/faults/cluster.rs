@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::brake::Brake;
@@ -67,6 +69,8 @@ pub(crate) struct Cluster {
     nodes: Vec<Option<Running>>,
     /// Of disks that have an end, what there is for chunks of checkpoints.
     rooms: BTreeMap<u8, u64>,
+    /// By how many seconds each replica's wall clock is fast.
+    fast: Vec<Arc<AtomicU64>>,
 }
 
 /// One life of a node, with what can hold it.
@@ -106,7 +110,8 @@ impl Cluster {
         drop(held);
         let nodes = (0..setup.replicas).map(|_| None).collect();
         let rooms = BTreeMap::new();
-        let mut cluster = Cluster { setup, founding, directory, ports, links, nodes, rooms };
+        let fast = (0..setup.replicas).map(|_| Arc::default()).collect();
+        let mut cluster = Cluster { setup, founding, directory, ports, links, nodes, rooms, fast };
         for replica in cluster.replicas() {
             let path = cluster.path(replica);
             Node::<Ledger>::format(path, &cluster.founding, ReplicaId::new(replica)).unwrap();
@@ -134,6 +139,7 @@ impl Cluster {
         };
         let [peer, client, http] = self.ports[usize::from(replica)];
         let (disk, apply, query) = (Arc::clone(disk), Arc::clone(apply), Arc::clone(query));
+        let fast = Arc::clone(&self.fast[usize::from(replica)]);
         ServerConfig {
             cluster: Some(self.founding.cluster),
             replica: Some(ReplicaId::new(replica)),
@@ -153,6 +159,7 @@ impl Cluster {
             before_disk: Some(Arc::new(move |operation| disk.before_disk(operation))),
             before_commit: Some(Arc::new(move || apply.pass())),
             before_query: Some(Arc::new(move || query.pass())),
+            wall_clock: Some(Arc::new(move |wall| wall + Duration::from_secs(fast.load(Ordering::Relaxed)))),
             ..ServerConfig::default()
         }
     }
@@ -208,19 +215,36 @@ impl Cluster {
         self.disk(replica).bound(Some(room), BTreeMap::new());
     }
 
+    /// From now on a replica's wall clock is fast by so many seconds.
+    pub(crate) fn set_clock(&self, replica: u8, fast: u64) {
+        self.fast[usize::from(replica)].store(fast, Ordering::Relaxed);
+    }
+
     /// At its next start a replica finds no room for chunks of checkpoints.
     pub(crate) fn full_from_the_start(&mut self, replica: u8) {
         self.rooms.insert(replica, 0);
     }
 
     /// What each file of checkpoints takes.
-    fn packs(&self, replica: u8) -> BTreeMap<File, u64> {
+    pub(crate) fn packs(&self, replica: u8) -> BTreeMap<File, u64> {
         let found = std::fs::read_dir(self.path(replica)).unwrap().map(|found| found.unwrap());
         let size = |found: std::fs::DirEntry| {
             let file = File::of_name(found.file_name().to_str()?)?;
             matches!(file, File::Pack(_)).then(|| (file, found.metadata().unwrap().len()))
         };
         found.filter_map(size).collect()
+    }
+
+    /// Flips a bit of each of these bytes in a replica's file, under the replica if it runs.
+    pub(crate) fn flip(&self, replica: u8, file: File, positions: impl IntoIterator<Item = u64>) {
+        let path = self.path(replica).join(file.name());
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+        for position in positions {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, position).unwrap();
+            file.write_all_at(&[byte[0] ^ 0x20], position).unwrap();
+        }
+        file.sync_all().unwrap();
     }
 
     /// The power of these replicas goes, at once: what they did not flush is gone, and nobody says goodbye.

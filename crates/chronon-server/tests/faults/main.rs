@@ -4,6 +4,7 @@
 
 mod brake;
 mod checkpoints;
+mod clocks;
 mod cluster;
 #[path = "../common/mod.rs"]
 mod common;
