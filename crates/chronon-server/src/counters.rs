@@ -72,13 +72,14 @@ counters! {
         wal_jobs,
         /// Bytes of the log read back and checked.
         wal_bytes_scrubbed,
-        /// Groups of the log found damaged while running, and written again.
+        /// Groups of the log found damaged, by the start or while running.
         wal_groups_damaged,
         /// Blocks of the log's file that held nothing and could not be read: they were filled with zeros.
         wal_blots,
         /// Rounds of scrubbing through the whole file of the log.
         wal_scrub_rounds,
-        /// Copies of the superblock found damaged while running, and written again.
+        /// Copies of the superblock found damaged, by the start (a power cut in the middle of a write leaves some, too) or
+        /// while running, and written again.
         superblock_copies_damaged,
         /// Times that a write took 100 ms or longer.
         disk_stalls,

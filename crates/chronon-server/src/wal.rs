@@ -105,16 +105,27 @@ impl WalThread {
         Ok(())
     }
 
-    /// What the start found: nothing of it counts, and what is needed of it comes from the peers.
+    /// What the start found: nothing of it counts.
     fn tell_damage_found(&self) {
         let (groups, blocks) = self.journal.damaged();
         if 0 < groups + blocks {
             self.counters.wal_groups_damaged.add_many(groups);
             self.counters.wal_blots.add_many(blocks);
+            // Alone, it has opened only because no op is lost.
+            let mended = if self.journal.is_alone() {
+                "no op is lost by it"
+            } else {
+                "what this replica needs of it is asked of the others"
+            };
+            warn!(groups, blocks, "the log was damaged while this replica did not run; {mended}");
+        }
+        let copies = self.journal.superblock_copies_damaged_at_start();
+        if 0 < copies {
+            self.counters.superblock_copies_damaged.add_many(copies);
             warn!(
-                groups,
-                blocks,
-                "the log was damaged while this replica did not run; what it needs of it is asked of the others"
+                copies,
+                "copies of the superblock were damaged while this replica did not run, or half written when it ended; all \
+                 of them are written anew"
             );
         }
     }

@@ -78,6 +78,8 @@ pub struct Journal {
     blots: BTreeSet<u64>,
     /// Copies of the superblock have rotted; these have not.
     superblock_again: Option<[bool; superblock::COPIES]>,
+    /// What the start found; it has written all of them anew.
+    superblock_copies_damaged: usize,
 }
 
 /// What a step of scrubbing the WAL found.
@@ -116,6 +118,7 @@ pub struct GroupDamage {
 pub(crate) struct Start {
     pub(crate) superblock: Superblock,
     pub(crate) checksum: Checksum,
+    pub(crate) superblock_copies_damaged: usize,
     pub(crate) layout: Layout,
     pub(crate) incarnation: u32,
     pub(crate) scan: Scan,
@@ -173,7 +176,8 @@ enum EvidenceWish {
 
 impl Journal {
     pub(crate) fn start(start: Start) -> Journal {
-        let Start { superblock, checksum, layout, incarnation, scan, mutations } = start;
+        let Start { superblock, checksum, superblock_copies_damaged, layout, incarnation, scan, mutations } =
+            start;
         let head = scan.groups.last().map_or(0, |group| group.link.end());
         let last = scan.groups.last().map(|group| Last {
             link: group.link,
@@ -204,6 +208,7 @@ impl Journal {
             scrub_whole: true,
             blots: scan.blots,
             superblock_again: None,
+            superblock_copies_damaged,
         };
         for group in scan.groups {
             journal.count_copies(&group.intact);
@@ -414,6 +419,16 @@ impl Journal {
     pub fn damaged(&self) -> (usize, usize) {
         let groups = self.groups.iter().filter(|group| group.lost != Lost::Nothing || group.blotted).count();
         (groups, self.blots.len())
+    }
+
+    /// How many copies of the superblock the start found damaged, or half written. It wrote all of them anew.
+    pub fn superblock_copies_damaged_at_start(&self) -> usize {
+        self.superblock_copies_damaged
+    }
+
+    /// Whether nobody else has what this replica keeps.
+    pub fn is_alone(&self) -> bool {
+        self.superblock.state.membership.voters.len() == 1
     }
 
     /// Nothing more will be written: the next job is a superblock that says how far the log goes, unless that is known. A log

@@ -282,7 +282,7 @@ pub fn open(
     mutations: Mutations,
 ) -> Result<(Journal, Recovered), OpenError> {
     let Read { chosen, layout, mut scan, incarnation } = read(disk, expect, mutations)?;
-    let Chosen { superblock, sequence_max, checksum, held_by } = chosen;
+    let Chosen { superblock, sequence_max, checksum, held_by, damaged } = chosen;
     let identity = superblock.identity;
 
     // The new incarnation is durable before anything is written in its name, and what the scan could not tell is
@@ -303,6 +303,7 @@ pub fn open(
     let mut journal = Journal::start(Start {
         superblock: next,
         checksum,
+        superblock_copies_damaged: damaged,
         layout,
         incarnation: incarnation.count(),
         scan,

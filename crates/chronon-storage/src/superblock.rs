@@ -88,6 +88,8 @@ pub(crate) struct Chosen {
     pub(crate) checksum: Checksum,
     /// Which copies hold it.
     pub(crate) held_by: [bool; COPIES],
+    /// How many copies are no superblock at all.
+    pub(crate) damaged: usize,
 }
 
 /// Why no superblock could be chosen.
@@ -239,7 +241,7 @@ impl Superblock {
 /// Chooses the newest superblock that two of the copies hold.
 pub(crate) fn choose(copies: [Copy; COPIES]) -> Result<Chosen, NotChosen> {
     let mut valid: BTreeMap<(u64, Checksum), ([bool; COPIES], Box<Superblock>)> = BTreeMap::new();
-    let mut copies_valid = 0;
+    let (mut copies_valid, mut damaged) = (0, 0);
     let mut other_version = None;
     for (index, copy) in copies.into_iter().enumerate() {
         match copy {
@@ -249,7 +251,7 @@ pub(crate) fn choose(copies: [Copy; COPIES]) -> Result<Chosen, NotChosen> {
                 valid.entry(key).or_insert(([false; COPIES], superblock)).0[index] = true;
             }
             Copy::OtherVersion { found } => other_version = Some(found),
-            Copy::Damaged(_) => {}
+            Copy::Damaged(_) => damaged += 1,
         }
     }
     let sequence_max = valid.keys().map(|(sequence, _)| *sequence).max();
@@ -257,7 +259,7 @@ pub(crate) fn choose(copies: [Copy; COPIES]) -> Result<Chosen, NotChosen> {
     let newest = valid.into_iter().rev().find(|(_, (held_by, _))| enough(held_by));
     match (newest, sequence_max, other_version) {
         (Some(((_, checksum), (held_by, superblock))), Some(sequence_max), _) => {
-            Ok(Chosen { superblock: *superblock, sequence_max, checksum, held_by })
+            Ok(Chosen { superblock: *superblock, sequence_max, checksum, held_by, damaged })
         }
         (_, _, Some(found)) => Err(NotChosen::FormatVersion { found }),
         (_, _, None) => Err(NotChosen::Unreadable { copies_valid }),

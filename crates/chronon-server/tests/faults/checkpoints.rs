@@ -1,8 +1,5 @@
 //! Logs that take more than they hold: checkpoints, restarts from them, and replicas that were away for long.
 
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
-
 use chronon_server::StopReason;
 
 use crate::cluster::{Cluster, Setup};
@@ -244,39 +241,11 @@ async fn a_single_replica_without_room_for_its_next_checkpoint_says_that_its_dis
 
 /// Flips a byte of every block of a replica's chunks.
 pub(crate) fn rot_chunks(cluster: &Cluster, replica: u8) {
-    let names = std::fs::read_dir(cluster.path(replica)).unwrap().map(|found| found.unwrap().path());
-    let packs: Vec<PathBuf> =
-        names.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("pack-")).collect();
+    let packs = cluster.packs(replica);
     assert!(!packs.is_empty());
-    for path in packs {
-        let pack = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
-        let size = pack.metadata().unwrap().len();
-        for position in (2_000..size).step_by(4_096) {
-            let mut byte = [0];
-            pack.read_exact_at(&mut byte, position).unwrap();
-            pack.write_all_at(&[byte[0] ^ 0x20], position).unwrap();
-        }
-        pack.sync_all().unwrap();
+    for (pack, size) in packs {
+        cluster.flip(replica, pack, (2_000..size).step_by(4_096));
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_checkpoint_that_has_rotted_is_fetched_from_the_peers_at_the_start() {
-    let mut cluster = Cluster::start(small(3)).await;
-    let load = Load::heavy(&cluster, 0);
-    load.more(FILLS).await;
-    let replica = (cluster.primary().await + 1) % 3;
-    eventually("it has a checkpoint", async || 0 < cluster.status(replica).await.checkpoint).await;
-    cluster.cut_power(&[replica]);
-    rot_chunks(&cluster, replica);
-    cluster.start_one(replica).await;
-    eventually("it goes on from a checkpoint", async || {
-        0 < cluster.counter(replica, "checkpoints_restored").await
-    })
-    .await;
-    assert!(0 < cluster.counter(replica, "chunks_fetched").await);
-    let told = load.stop().await;
-    told.assert_kept(&cluster.books().await);
 }
 
 /// Puts a directory in the place of each file of a replica's chunks.
@@ -290,15 +259,15 @@ fn hide_chunks(cluster: &Cluster, replica: u8) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn files_of_checkpoints_that_cant_be_opened_are_as_good_as_rotten() {
+/// The chunks of a replica's checkpoint are damaged while it does not run: it fetches them from its peers.
+async fn are_fetched_after(damage: fn(&Cluster, u8)) {
     let mut cluster = Cluster::start(small(3)).await;
     let load = Load::heavy(&cluster, 0);
     load.more(FILLS).await;
     let replica = (cluster.primary().await + 1) % 3;
     eventually("it has a checkpoint", async || 0 < cluster.status(replica).await.checkpoint).await;
     cluster.cut_power(&[replica]);
-    hide_chunks(&cluster, replica);
+    damage(&cluster, replica);
     cluster.start_one(replica).await;
     eventually("it goes on from a checkpoint", async || {
         0 < cluster.counter(replica, "checkpoints_restored").await
@@ -309,18 +278,34 @@ async fn files_of_checkpoints_that_cant_be_opened_are_as_good_as_rotten() {
     told.assert_kept(&cluster.books().await);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_single_replica_whose_checkpoint_cant_be_opened_refuses_to_start_and_changes_nothing() {
+/// The chunks of the only replica's checkpoint are damaged while it does not run: why it does not start.
+async fn refuses_after(damage: fn(&Cluster, u8)) -> (Cluster, StopReason) {
     let mut cluster = Cluster::start(small(1)).await;
     let load = Load::heavy(&cluster, 0);
     load.more(FILLS).await;
     eventually("it has a checkpoint", async || 0 < cluster.status(0).await.checkpoint).await;
     load.stop().await;
     cluster.cut_power(&[0]);
-    hide_chunks(&cluster, 0);
+    damage(&cluster, 0);
     cluster.start_one(0).await;
     let reason = cluster.stopped(0).await;
     assert!(matches!(reason, StopReason::CheckpointDamaged { .. }), "{reason}");
+    (cluster, reason)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_that_has_rotted_is_fetched_from_the_peers_at_the_start() {
+    are_fetched_after(rot_chunks).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_checkpoints_that_cant_be_opened_are_as_good_as_rotten() {
+    are_fetched_after(hide_chunks).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_single_replica_whose_checkpoint_cant_be_opened_refuses_to_start_and_changes_nothing() {
+    let (cluster, _) = refuses_after(hide_chunks).await;
     let mut still_there = 0;
     for found in std::fs::read_dir(cluster.path(0)).unwrap().map(Result::unwrap) {
         let name = found.file_name().into_string().unwrap();
@@ -333,15 +318,6 @@ async fn a_single_replica_whose_checkpoint_cant_be_opened_refuses_to_start_and_c
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_single_replica_whose_checkpoint_has_rotted_refuses_to_start_and_names_the_place() {
-    let mut cluster = Cluster::start(small(1)).await;
-    let load = Load::heavy(&cluster, 0);
-    load.more(FILLS).await;
-    eventually("it has a checkpoint", async || 0 < cluster.status(0).await.checkpoint).await;
-    load.stop().await;
-    cluster.cut_power(&[0]);
-    rot_chunks(&cluster, 0);
-    cluster.start_one(0).await;
-    let reason = cluster.stopped(0).await;
-    assert!(matches!(reason, StopReason::CheckpointDamaged { .. }), "{reason}");
+    let (_cluster, reason) = refuses_after(rot_chunks).await;
     assert!(reason.to_string().contains("pack-"), "{reason}");
 }

@@ -1,6 +1,6 @@
 //! Disks that rot under a running replica.
 
-use std::os::unix::fs::FileExt;
+use chronon_storage::File;
 
 use crate::checkpoints::rot_chunks;
 use crate::cluster::{Cluster, Setup};
@@ -10,20 +10,17 @@ use crate::load::Load;
 /// A whole log is read in a few seconds.
 const HASTE: u64 = 16 << 20;
 
+/// Bytes of one of the four copies of the superblock.
+const COPY: u64 = 16 << 10;
+
 /// Nobody restarts, and nobody has asked for what has rotted.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_replica_finds_rot_in_its_log_and_mends_it() {
     let mut cluster = Cluster::start(Setup { scrub_bytes_per_second: HASTE, ..Setup::new(3) }).await;
     let load = Load::steady(&cluster, 0);
     load.more(100).await;
-    let wal = std::fs::OpenOptions::new().read(true).write(true).open(cluster.path(1).join("wal")).unwrap();
     // In the first blocks of the ring, far behind where it is written now.
-    for position in [700, 9000] {
-        let mut byte = [0];
-        wal.read_exact_at(&mut byte, position).unwrap();
-        wal.write_all_at(&[byte[0] ^ 0x20], position).unwrap();
-    }
-    wal.sync_all().unwrap();
+    cluster.flip(1, File::Wal, [700, 9000]);
     eventually("the scrub finds both", async || cluster.counter(1, "wal_groups_damaged").await == 2).await;
     load.more(100).await;
     let told = load.stop().await;
@@ -46,12 +43,7 @@ async fn rot_that_a_start_finds_in_the_log_is_counted_and_mended() {
     let load = Load::steady(&cluster, 0);
     load.more(100).await;
     cluster.cut_power(&[1]);
-    let wal = std::fs::OpenOptions::new().read(true).write(true).open(cluster.path(1).join("wal")).unwrap();
-    for position in [700, 9000] {
-        let mut byte = [0];
-        wal.read_exact_at(&mut byte, position).unwrap();
-        wal.write_all_at(&[byte[0] ^ 0x20], position).unwrap();
-    }
+    cluster.flip(1, File::Wal, [700, 9000]);
     cluster.start_one(1).await;
     eventually("both are told", async || cluster.counter(1, "wal_groups_damaged").await == 2).await;
     let told = load.stop().await;
@@ -59,6 +51,36 @@ async fn rot_that_a_start_finds_in_the_log_is_counted_and_mended() {
         cluster.status(1).await.applied == cluster.status(cluster.primary().await).await.commit
     })
     .await;
+    told.assert_kept(&cluster.books().await);
+}
+
+/// Two good copies are enough to start, and the start writes all of them anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_copies_of_the_superblock_that_a_start_finds_are_counted_told_and_mended() {
+    let mut cluster = Cluster::start(Setup::new(3)).await;
+    let load = Load::steady(&cluster, 0);
+    load.more(100).await;
+    cluster.cut_power(&[1]);
+    cluster.flip(1, File::Superblock, [700, 2 * COPY + 900]);
+    cluster.start_one(1).await;
+    eventually("both are told", async || cluster.counter(1, "superblock_copies_damaged").await == 2).await;
+    let status = cluster.get(0, "/v1/cluster").await;
+    let told = &status["replicas"][1]["disk"]["damaged"]["superblock_copies"];
+    assert_eq!(told, 2, "{status}");
+
+    // The next start finds four good ones, and so would one that then finds two others damaged.
+    for damage in [vec![], vec![COPY + 700, 3 * COPY + 900]] {
+        let count = damage.len() as u64;
+        cluster.cut_power(&[1]);
+        cluster.flip(1, File::Superblock, damage);
+        cluster.start_one(1).await;
+        eventually("it follows", async || {
+            cluster.status(1).await.applied == cluster.status(cluster.primary().await).await.commit
+        })
+        .await;
+        assert_eq!(cluster.counter(1, "superblock_copies_damaged").await, count);
+    }
+    let told = load.stop().await;
     told.assert_kept(&cluster.books().await);
 }
 
@@ -105,22 +127,8 @@ async fn a_running_replica_finds_rot_in_its_superblock_and_its_checkpoint_and_me
     let load = Load::heavy(&cluster, 0);
     eventually("a checkpoint", async || 0 < cluster.status(1).await.checkpoint).await;
     load.stop().await;
-    let flip = |name: &str, position: u64| {
-        let file =
-            std::fs::OpenOptions::new().read(true).write(true).open(cluster.path(1).join(name)).unwrap();
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, position).unwrap();
-        file.write_all_at(&[byte[0] ^ 0x20], position).unwrap();
-        file.sync_all().unwrap();
-    };
-    flip("superblock", 16 * 1024 + 700);
-    for found in std::fs::read_dir(cluster.path(1)).unwrap() {
-        let found = found.unwrap();
-        let (name, size) = (found.file_name().into_string().unwrap(), found.metadata().unwrap().len());
-        if name.starts_with("pack-") {
-            (2_000..size).step_by(4_096).for_each(|position| flip(&name, position));
-        }
-    }
+    cluster.flip(1, File::Superblock, [COPY + 700]);
+    rot_chunks(&cluster, 1);
     eventually("the scrub finds the copy", async || {
         cluster.counter(1, "superblock_copies_damaged").await == 1
     })
