@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use chronon_storage::{
-    ChainReport, CheckpointReport, CopyReport, File, Inspection, LogReport, OpenError, ReadOnlyDirectory,
-    SuperblockReport, inspect,
+    ChainReport, CheckpointReport, CopyReport, Disk, File, Inspection, LogReport, OpenError,
+    ReadOnlyDirectory, SuperblockReport, inspect,
 };
 use chronon_vsr::{OpRef, Stamp, Status};
 use serde_json::{Value, json};
@@ -35,7 +35,7 @@ pub(crate) struct InspectArguments {
 /// Looks, and tells. Changes nothing.
 pub(crate) fn run(arguments: &InspectArguments) -> anyhow::Result<ExitCode> {
     let directory = open(&arguments.data)?;
-    let inspection = inspect(&mut directory.disk());
+    let inspection = look(&directory, &mut directory.disk());
     let verdict = Verdict::of(&inspection);
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&as_json(&inspection, &verdict))?);
@@ -58,6 +58,15 @@ pub(crate) fn open(path: &Path) -> anyhow::Result<ReadOnlyDirectory> {
         }
         error => anyhow::Error::new(error).context(format!("can't look at {}", path.display())),
     })
+}
+
+/// Reads everything that counts. What a start would refuse before it reads anything comes first.
+pub(crate) fn look(directory: &ReadOnlyDirectory, disk: &mut dyn Disk) -> Inspection {
+    let mut inspection = inspect(disk);
+    if let Some(refusal) = directory.refusal() {
+        inspection.refusal = Some(refusal);
+    }
+    inspection
 }
 
 /// How bad it is.
@@ -111,7 +120,7 @@ impl Verdict {
             );
         }
         if let Some(log) = &inspection.log {
-            verdict.log(log);
+            verdict.log(log, inspection.refusal.is_some());
         }
         if let Some(chain) = &inspection.chain {
             verdict.chain(chain, inspection);
@@ -131,7 +140,12 @@ impl Verdict {
         match verdict.health {
             Health::Healthy => verdict.meaning.push("Everything that counts is there and right.".to_owned()),
             Health::Mendable => {
-                verdict.advice.insert(0, "Start the replica: what it needs it asks its peers for, and until then it vouches for nothing that it lost.".to_owned());
+                let start = if is_alone(inspection) {
+                    "Start the replica: it needs nothing of what is damaged."
+                } else {
+                    "Start the replica: what it needs it asks its peers for, and until then it vouches for nothing that it lost."
+                };
+                verdict.advice.insert(0, start.to_owned());
                 verdict.advice.push("Then look at the disk itself (dmesg, smartctl): bytes do not change by themselves, and a disk that damaged some will damage more.".to_owned());
             }
             Health::Lost => {}
@@ -182,7 +196,7 @@ impl Verdict {
         }
     }
 
-    fn log(&mut self, log: &LogReport) {
+    fn log(&mut self, log: &LogReport, refused: bool) {
         let lost_nothing = log.damage.iter().filter(|damage| damage.lost.as_ref().is_some_and(Vec::is_empty));
         let harmless = lost_nothing.count();
         if 0 < harmless {
@@ -198,7 +212,15 @@ impl Verdict {
             self.is(Health::Mendable, format!("The log was damaged after it was written: {ops} can't be read here any more, and are known by name and checksum."));
         }
         if let Some(op) = log.uncertain_from {
-            self.is(Health::Mendable, format!("Nobody can tell from this directory what the log held from op {op} on. The replica will not vote about it before it has heard from the primary."));
+            let until = if refused {
+                ""
+            } else {
+                " The replica will not vote about it before it has heard from the primary."
+            };
+            self.is(
+                Health::Mendable,
+                format!("Nobody can tell from this directory what the log held from op {op} on.{until}"),
+            );
         }
         if log.ends_early {
             self.is(Health::Mendable, "The log ends before what the superblock knows to have been flushed: the wal is an older copy, was written over, or its device lost what it had confirmed.".to_owned());
@@ -232,10 +254,16 @@ impl Verdict {
         let also: Vec<OpRef> = chain.missing.iter().filter(|op| !faulty.contains(op)).copied().collect();
         if !also.is_empty() {
             // After a crash in the middle of a view change, or before a repair was done: nothing rotted.
-            self.meaning.push(format!("The log names {} without holding them: they were on their way when the replica stopped, and it asks its peers for them.", name_ops(also)));
+            let asks = if is_alone(inspection) { "" } else { ", and it asks its peers for them" };
+            self.meaning.push(format!("The log names {} without holding them: they were on their way when the replica stopped{asks}.", name_ops(also)));
         }
         if 0 < chain.unnamed {
-            self.meaning.push(format!("{} ops below are not even known by name: the hash chain is interrupted, and the replica asks its peers for the names.", chain.unnamed));
+            let asks =
+                if is_alone(inspection) { "" } else { ", and the replica asks its peers for the names" };
+            self.meaning.push(format!(
+                "{} ops below are not even known by name: the hash chain is interrupted{asks}.",
+                chain.unnamed
+            ));
         }
     }
 
@@ -294,7 +322,7 @@ fn write_all(text: &mut String, path: &str, inspection: &Inspection, verdict: &V
     for (file, size) in inspection.sizes {
         match size {
             Some(size) => writeln!(text, "{file}: {size} bytes")?,
-            None => writeln!(text, "{file}: empty, or gone")?,
+            None => writeln!(text, "{file}: no bytes can be read of it")?,
         }
     }
     writeln!(text, "\nsuperblock")?;

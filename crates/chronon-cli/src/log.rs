@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use chronon_storage::{Disk, File, ReadOnlyDisk, inspect, replica_at_rest};
+use chronon_storage::{Disk, File, ReadOnlyDisk, replica_at_rest};
 use chronon_vsr::{Op, Standing};
 use serde_json::{Value, json};
 
-use crate::inspect::{EXIT_CODES, Verdict, name_ops, name_stamp, open};
+use crate::inspect::{EXIT_CODES, Verdict, look, name_ops, name_stamp, open};
 use crate::output::{Progress, table};
 
 /// The log of a stopped replica
@@ -59,7 +59,7 @@ pub(crate) fn run(command: &LogCommand) -> anyhow::Result<ExitCode> {
 fn verify(arguments: &VerifyArguments) -> anyhow::Result<ExitCode> {
     let directory = open(&arguments.data)?;
     let mut disk = Counted::new(directory.disk())?;
-    let inspection = inspect(&mut disk);
+    let inspection = look(&directory, &mut disk);
     let read = disk.read;
     drop(disk);
     let verdict = Verdict::of(&inspection);
@@ -101,7 +101,8 @@ fn verify(arguments: &VerifyArguments) -> anyhow::Result<ExitCode> {
 fn show(arguments: &ShowArguments) -> anyhow::Result<ExitCode> {
     let ShowArguments { data, from, limit, json } = arguments;
     let directory = open(data)?;
-    let replica = replica_at_rest(&mut directory.disk())
+    let replica = directory.refusal().map_or_else(|| replica_at_rest(&mut directory.disk()), Err);
+    let replica = replica
         .with_context(|| format!("the log in {} can't be read; chronon inspect says more", data.display()))?;
     let first = from.map_or(replica.log_start(), Op::new).max(replica.log_start());
     let ops = (first.value()..=replica.head().value()).take(usize::try_from(*limit).unwrap_or(usize::MAX));
@@ -171,7 +172,7 @@ impl Counted {
 impl Disk for Counted {
     fn read(&mut self, file: File, position: u64, buffer: &mut [u8]) -> io::Result<()> {
         let result = self.disk.read(file, position, buffer);
-        self.read += buffer.len() as u64;
+        self.read += if result.is_ok() { buffer.len() as u64 } else { 0 };
         self.progress.reading(self.read.min(self.all), self.all);
         result
     }

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use chronon_bank::Bank;
 use chronon_kernel::StateMachine;
-use chronon_server::{DiskKind, Node, ServerConfig, StopReason};
+use chronon_server::{DiskKind, Node, ServerConfig, StartError, StopReason};
+use chronon_storage::OpenError;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::bench::Counter;
@@ -82,6 +83,24 @@ fn break_guard(_server: &mut ServerConfig, sabotage: Sabotage) -> anyhow::Result
     anyhow::bail!("{sabotage:?} needs a test build: --features mutations")
 }
 
+/// Why the replica did not start, and where there is more to know.
+fn refused(error: StartError, data: &Path) -> anyhow::Error {
+    let there = data.display();
+    let looks_further = match &error {
+        StartError::Data(OpenError::Missing { .. } | OpenError::Locked { .. }) => false,
+        StartError::Data(_) => true,
+        _ => false,
+    };
+    let error = anyhow::Error::new(error).context(format!("can't start the replica in {there}"));
+    if looks_further {
+        anyhow::anyhow!(
+            "{error:#}\nwhat is left, what it means and what to do: chronon inspect --data {there}"
+        )
+    } else {
+        error
+    }
+}
+
 fn serve<M: StateMachine>(data: &Path, server: ServerConfig) -> anyhow::Result<ExitCode> {
     // The replica brings its own threads; this one waits for signals.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -93,7 +112,7 @@ fn serve<M: StateMachine>(data: &Path, server: ServerConfig) -> anyhow::Result<E
             _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
             _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
         };
-        let node = started.with_context(|| format!("can't start the replica in {}", data.display()))?;
+        let node = started.map_err(|error| refused(error, data))?;
         let addresses = node.addresses();
         let http = addresses.http.map_or("none".to_owned(), |http| format!("http://{http}"));
         println!("peers {}  clients {}  api {http}", addresses.peer, addresses.client);

@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use support::{Cluster, chronon, stderr, stdout};
@@ -56,7 +57,7 @@ async fn an_inspection_says_what_is_damaged_where_what_it_means_and_what_to_do()
     assert!(text.contains("first damage at byte 512 of the wal"), "{text}");
     assert!(text.contains("what it means") && text.contains("Start the replica"), "{text}");
 
-    // What a start refuses is not called mended by it, and what is no file is gone.
+    // What a start refuses is not called mended by it.
     let (superblock, wal, aside) = (data.join("superblock"), data.join("wal"), data.join("aside"));
     let whole = std::fs::read(&superblock).unwrap();
     std::fs::write(&superblock, &whole[..48 * 1024]).unwrap();
@@ -68,6 +69,7 @@ async fn an_inspection_says_what_is_damaged_where_what_it_means_and_what_to_do()
     std::fs::create_dir(&wal).unwrap();
     let (code, told, text) = inspected(&data);
     assert_eq!((code, told["wal_size"].is_null()), (3, true), "{text}");
+    assert!(text.contains("wal is no file but a directory"), "{text}");
     std::fs::remove_dir(&wal).unwrap();
     std::fs::rename(&aside, &wal).unwrap();
 
@@ -82,7 +84,64 @@ async fn an_inspection_says_what_is_damaged_where_what_it_means_and_what_to_do()
     std::fs::remove_file(data.join("superblock")).unwrap();
     let (code, told, text) = inspected(&data);
     assert_eq!((code, told["superblock_size"].is_null()), (3, true), "{text}");
-    assert!(text.contains("its superblock is lost"), "{text}");
+    assert!(text.contains("superblock is gone"), "{text}");
+}
+
+/// What was put in the place of the WAL, and the words that say so.
+type NoLog = (&'static str, fn(&Path), &'static str);
+
+const NO_LOGS: [NoLog; 6] = [
+    ("gone", |_| (), "wal is gone, though other files of this replica are there"),
+    ("a directory", |wal| std::fs::create_dir(wal).unwrap(), "wal is no file but a directory"),
+    ("a link", |wal| symlink("/nowhere/wal", wal).unwrap(), "but a link to /nowhere/wal, which is not there"),
+    // Whoever asks may not open it: who runs tests may open everything that is not a loop.
+    ("not to be opened", |wal| symlink("wal", wal).unwrap(), "look at"),
+    ("empty", |wal| std::fs::write(wal, "").unwrap(), "the wal file has 0 bytes instead of"),
+    ("short", |wal| std::fs::write(wal, [0; 100]).unwrap(), "the wal file has 100 bytes instead of"),
+];
+
+/// Everything that looks at a directory says what lies in the place of the log, and nothing of what it can't have seen there.
+async fn says_what_is_no_log(name: &str, replicas: usize) {
+    let (cluster, data) = used(name, replicas, 0).await;
+    let (path, wal, aside) = (data.to_str().unwrap(), data.join("wal"), data.join("aside"));
+    for (what, put, words) in NO_LOGS {
+        std::fs::rename(&wal, &aside).unwrap();
+        put(&wal);
+        let (code, told, text) = inspected(&data);
+        let meaning = told["meaning"].as_array().unwrap();
+        assert_eq!((code, meaning.len(), told["log"].is_null()), (3, 1, true), "{what}: {text}");
+        assert!(meaning[0].as_str().unwrap().contains(words), "{what}: {text}");
+        assert!(!told["advice"].as_array().unwrap().is_empty(), "{what}: {text}");
+        assert!(!(replicas == 1 && text.contains("peers")), "{what}: {text}");
+        let verified = chronon(&["log", "verify", "--data", path]);
+        assert_eq!(verified.status.code(), Some(3), "{what}");
+        assert!(
+            stdout(&verified).contains(words) && !stdout(&verified).contains("hold nothing"),
+            "{what}: {verified:?}"
+        );
+        for arguments in
+            [["log", "show", "--data", path].as_slice(), &["start", "--config", cluster.config(0)]]
+        {
+            let refused = chronon(arguments);
+            assert_eq!(refused.status.code(), Some(1), "{what}: {}", stderr(&refused));
+            assert!(stderr(&refused).contains(words), "{what}: {}", stderr(&refused));
+            assert!(stderr(&refused).contains("chronon inspect"), "{what}: {}", stderr(&refused));
+        }
+        let no_file = std::fs::remove_file(&wal).or_else(|_| std::fs::remove_dir(&wal));
+        assert!(no_file.is_ok() || what == "gone");
+        std::fs::rename(&aside, &wal).unwrap();
+    }
+    assert_eq!(inspected(&data).0, 0);
+}
+
+#[tokio::test]
+async fn what_lies_in_the_place_of_a_log_is_told() {
+    says_what_is_no_log("inspect-no-log", 3).await;
+}
+
+#[tokio::test]
+async fn what_lies_in_the_place_of_the_only_log_is_told() {
+    says_what_is_no_log("inspect-no-log-alone", 1).await;
 }
 
 #[tokio::test]
@@ -92,6 +151,13 @@ async fn an_inspection_of_the_only_replica_says_that_nobody_else_has_it() {
     let (code, _, text) = inspected(&data);
     assert_eq!(code, 3, "{text}");
     assert!(text.contains("This is the only replica"), "{text}");
+    flip(data.join("wal"), 400);
+
+    // What it does not need it does not have to ask for.
+    flip(data.join("superblock"), 16 * 1024 + 100);
+    let (code, _, text) = inspected(&data);
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("it needs nothing of what is damaged") && !text.contains("peers"), "{text}");
 }
 
 #[tokio::test]

@@ -66,13 +66,7 @@ impl DataDirectory {
             let doing = format!("{doing} {}", path.display());
             move |source| OpenError::Disk { doing, source }
         };
-        let (there, missing): (Vec<File>, Vec<File>) =
-            File::FIXED.into_iter().partition(|file| path.join(file.name()).is_file());
-        match missing.first() {
-            None => {}
-            Some(_) if there.is_empty() => return Err(OpenError::Missing { path }),
-            Some(file) => return Err(OpenError::FileMissing { path: path.join(file.name()) }),
-        }
+        refuse_what_is_no_file(&path)?;
         let lock = open_lock(&path).map_err(failed("write to"))?;
         let mut write = OpenOptions::new();
         write.write(true);
@@ -94,12 +88,36 @@ impl DataDirectory {
     /// The files of the directory as a disk.
     pub fn disk(&self) -> io::Result<RealDisk> {
         Ok(RealDisk {
-            superblock: OpenFile::open(&self.path.join(File::Superblock.name()))?,
-            wal: OpenFile::open(&self.path.join(File::Wal.name()))?,
+            superblock: OpenFile::open_named(&self.path.join(File::Superblock.name()))?,
+            wal: OpenFile::open_named(&self.path.join(File::Wal.name()))?,
             packs: BTreeMap::new(),
             directory: self.path.clone(),
             scratch: Buffer::zeroed(0),
         })
+    }
+}
+
+/// Looks whether the files that every data directory has are files, and says what is the matter with the first that is none.
+pub(crate) fn refuse_what_is_no_file(directory: &Path) -> Result<(), OpenError> {
+    let found = File::FIXED.map(|file| look_for_file(&directory.join(file.name())));
+    let gone = |found: &Result<(), OpenError>| matches!(found, Err(OpenError::FileMissing { .. }));
+    if found.iter().all(gone) {
+        return Err(OpenError::Missing { path: directory.to_owned() });
+    }
+    found.into_iter().collect()
+}
+
+fn look_for_file(path: &Path) -> Result<(), OpenError> {
+    let no_file = |what: String| OpenError::NotAFile { path: path.to_owned(), what };
+    match fs::metadata(path) {
+        Ok(found) if found.is_file() => Ok(()),
+        Ok(found) if found.is_dir() => Err(no_file("a directory".to_owned())),
+        Ok(_) => Err(no_file("a device, a pipe or a socket".to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match fs::read_link(path) {
+            Ok(to) => Err(no_file(format!("a link to {}, which is not there", to.display()))),
+            Err(_) => Err(OpenError::FileMissing { path: path.to_owned() }),
+        },
+        Err(source) => Err(OpenError::Disk { doing: format!("look at {}", path.display()), source }),
     }
 }
 
@@ -137,6 +155,11 @@ pub(crate) struct OpenFile {
 impl OpenFile {
     fn open(path: &Path) -> io::Result<OpenFile> {
         OpenFile::open_with(path, OpenOptions::new().read(true).write(true))
+    }
+
+    /// The error names the file.
+    fn open_named(path: &Path) -> io::Result<OpenFile> {
+        OpenFile::open(path).map_err(|error| named("open", path, &error))
     }
 
     /// To read it, and never to write.

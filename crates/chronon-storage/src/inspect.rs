@@ -5,12 +5,16 @@ use chronon_vsr::{
     Timing, VsrState,
 };
 
+use crate::group::BLOCK;
 use crate::open::{Read, layout_of, read, recovered, state_after};
 use crate::scan::{DamagedGroup, Lost, Scan, Survey, scan};
 use crate::superblock::{self, COPIES, Copy, Superblock};
 use crate::{
     ChunkDamage, CopyFault, Disk, Expect, File, Found, Identity, OpenError, Vault, VaultError, VaultUsage,
 };
+
+/// No group is shorter.
+const FIRST_GROUP_MIN: u64 = BLOCK as u64;
 
 /// What a data directory holds. Made by the code that opens one.
 #[derive(Debug)]
@@ -187,8 +191,11 @@ pub fn inspect(disk: &mut dyn Disk) -> Inspection {
             inspection.refusal = Some(refusal);
             if let Some(chosen) = &chosen
                 && let Ok(layout) = layout_of(&chosen.superblock)
+                // Of a file without room for a group there is nothing to tell, and what is cut off is not bad bytes.
+                && let Ok(size @ FIRST_GROUP_MIN..) = disk.size(File::Wal)
             {
-                let scan = scan(disk, &layout, &chosen.superblock, Mutations::NONE);
+                let mut scan = scan(disk, &layout, &chosen.superblock, Mutations::NONE);
+                scan.survey.stray = scan.survey.stray.filter(|_| layout.size <= size);
                 inspection.log = Some(LogReport::of(&scan));
             }
         }

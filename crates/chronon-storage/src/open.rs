@@ -93,10 +93,18 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// One of the files is gone, others are there: this is damage, not a new directory.
-    #[error("{path} is gone, though other files of this replica are there: bring back that file itself, never an older copy of it; `chronon inspect` tells what is left", path = path.display())]
+    #[error("{path} is gone, though other files of this replica are there: bring back that file itself, never an older copy of it", path = path.display())]
     FileMissing {
         /// The file.
         path: PathBuf,
+    },
+    /// Something else lies where a file has to be.
+    #[error("{path} is no file but {what}: bring back the file itself, never an older copy of it", path = path.display())]
+    NotAFile {
+        /// Where.
+        path: PathBuf,
+        /// What it is.
+        what: String,
     },
     /// The format of this directory was interrupted; nothing was ever kept in it.
     #[error("the data directory was never finished: remove it and make it again with `init`")]
@@ -162,7 +170,7 @@ pub enum OpenError {
         found: u32,
     },
     /// A file was cut short, or grew.
-    #[error("the {file} file has {found} bytes instead of {expected}", file = file.name())]
+    #[error("the {file} file has {found} bytes instead of {expected}: it was cut short, or is not the one that belongs here", file = file.name())]
     WrongSize {
         /// The file.
         file: File,

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::buffer::Buffer;
-use crate::directory::{LOCK_NAME, OpenFile, packs_of};
+use crate::directory::{LOCK_NAME, OpenFile, packs_of, refuse_what_is_no_file};
 use crate::{Disk, File, OpenError};
 
 /// A data directory, whatever is left of it. While this lives no replica starts in it: what is being looked at stays
@@ -33,8 +33,10 @@ impl ReadOnlyDirectory {
             }
             Err(source) => return Err(OpenError::Disk { doing: "look around".to_owned(), source }),
         };
-        if packs.is_empty() && File::FIXED.iter().all(|file| !path.join(file.name()).exists()) {
-            return Err(OpenError::Missing { path });
+        if packs.is_empty()
+            && let Err(missing @ OpenError::Missing { .. }) = refuse_what_is_no_file(&path)
+        {
+            return Err(missing);
         }
         let mut locks = Vec::new();
         for name in [LOCK_NAME.to_owned(), File::Superblock.name()] {
@@ -57,6 +59,11 @@ impl ReadOnlyDirectory {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Why a start would refuse before it reads anything: a file that is gone, or is none.
+    pub fn refusal(&self) -> Option<OpenError> {
+        refuse_what_is_no_file(&self.path).err()
     }
 
     /// The files of the directory as a disk that takes no writes.
