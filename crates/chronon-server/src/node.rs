@@ -666,6 +666,10 @@ fn open(path: PathBuf, config: &ServerConfig) -> Result<Opened, OpenError> {
             OpenError::Disk { doing: "open the checkpoints".to_owned(), source: io::Error::other(other) }
         }
     })?;
+    if !directory.makes_holes() {
+        let directory = directory.path().display();
+        warn!(%directory, "this filesystem makes no holes in files: the disk needs room for three checkpoints instead of two");
+    }
     for (file, error) in vault.unreadable() {
         error!(%file, %error, "a file of checkpoints can't be opened; what it holds counts as missing");
     }

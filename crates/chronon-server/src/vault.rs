@@ -657,6 +657,18 @@ impl VaultThread {
         self.parts.vault.punch();
         // What is refused is told there.
         drop(self.carry_out());
+        if self.parts.vault.lacks_holes() {
+            // Whole files have to go, once what is needed of them lies elsewhere.
+            self.parts.vault.punch();
+            loop {
+                let VaultParts { vault, disk, .. } = &mut self.parts;
+                let moves = vault.compact(&mut **disk, COMPACT_BYTES);
+                if self.carry_out().is_err() || !moves {
+                    break;
+                }
+                self.breathe(Duration::ZERO)?;
+            }
+        }
         Ok(())
     }
 

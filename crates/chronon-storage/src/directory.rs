@@ -21,7 +21,7 @@ const ALIGNMENT: usize = 4096;
 pub struct DataDirectory {
     path: PathBuf,
     /// Held for as long as they are open: the lock's file, and the superblock's, which nobody removes for being stale.
-    _locks: [fs::File; 2],
+    locks: [fs::File; 2],
 }
 
 impl DataDirectory {
@@ -56,7 +56,7 @@ impl DataDirectory {
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             sync_directory(parent).map_err(failed("flush the directory above"))?;
         }
-        Ok(DataDirectory { path, _locks: [lock, superblock] })
+        Ok(DataDirectory { path, locks: [lock, superblock] })
     }
 
     /// Opens a directory that [`DataDirectory::create`] made.
@@ -77,12 +77,20 @@ impl DataDirectory {
                 TryLockError::Error(source) => failed("lock")(source),
             })?;
         }
-        Ok(DataDirectory { path, _locks: [lock, superblock] })
+        Ok(DataDirectory { path, locks: [lock, superblock] })
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether this filesystem can make holes in files. Where it can't, room comes back with whole files alone.
+    pub fn makes_holes(&self) -> bool {
+        let [lock, _] = &self.locks;
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        // It is empty, and stays so.
+        rustix::fs::fallocate(lock, flags, 0, ALIGNMENT as u64).is_ok()
     }
 
     /// The files of the directory as a disk.

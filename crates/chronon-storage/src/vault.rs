@@ -61,6 +61,10 @@ pub struct Vault {
     cleanup: VecDeque<Step>,
     /// For each of these files the steps that give back room, and how many bytes of it are holes after them.
     punches: VecDeque<(u64, Vec<Step>, u64)>,
+    /// No holes can be made in files here.
+    lacks_holes: bool,
+    /// Room is short, and every file of which a part may go is to go as a whole.
+    squeezes: bool,
     reserve: Option<u64>,
     sync: bool,
     lists: BTreeMap<Checksum, Arc<ChunkList>>,
@@ -214,6 +218,8 @@ impl Vault {
             jobs_given: 0,
             cleanup: VecDeque::new(),
             punches: VecDeque::new(),
+            lacks_holes: false,
+            squeezes: false,
             reserve: None,
             sync: false,
             lists: BTreeMap::new(),
@@ -361,21 +367,31 @@ impl Vault {
         let (id, what) = self.outstanding.take().expect("a driver reports a job that it was given, once");
         assert_eq!(id, job);
         match what {
-            // What could not be removed or cut is found, and removed, after the next start. What could not be given
-            // back is given back with the file.
-            Undertaking::Cleanup | Undertaking::Punch { .. } => return Vec::new(),
+            // What could not be removed or cut is found, and removed, after the next start.
+            Undertaking::Cleanup => return Vec::new(),
+            // What could not be given back is given back with the file.
+            Undertaking::Punch { .. } => {
+                self.lacks_holes = true;
+                self.punches.clear();
+                return Vec::new();
+            }
             Undertaking::Write { .. } | Undertaking::Reserve => {}
         }
         self.sync = false;
         self.moving = None;
-        let Some(open) = self.open.take() else { return Vec::new() };
+        self.end_open_pack().map_or(Vec::new(), |open| open.records.into_keys().collect())
+    }
+
+    /// Nothing more goes into the pack that is written to. Of it what is flushed stays.
+    fn end_open_pack(&mut self) -> Option<OpenPack> {
+        let open = self.open.take()?;
         let file = File::Pack(open.number);
         if open.flushed == 0 {
             self.remove(open.number);
         } else {
             self.cleanup.push_back(Step::Truncate { file, size: open.flushed });
         }
-        open.records.into_keys().collect()
+        Some(open)
     }
 
     /// Whether nothing waits and nothing is under way.
@@ -467,6 +483,7 @@ impl Vault {
     /// These checkpoints are needed, and those that were put since the last call; everything else may go. If the list
     /// of one can't be read nothing goes, for nobody knows what it needs.
     pub fn keep(&mut self, disk: &mut dyn Disk, roots: &[Checksum]) -> Result<(), ChunkDamage> {
+        self.squeezes = false;
         self.unsettled.retain(|root| !roots.contains(root));
         let roots: BTreeSet<Checksum> = roots.iter().chain(&self.unsettled).copied().collect();
         let mut live = roots.clone();
@@ -521,8 +538,20 @@ impl Vault {
 
     /// Gives back the room of everything that may go, within files that stay for what else they hold. It takes no room
     /// to do so, and costs a gap where the next process looks for records: for when room is short.
+    ///
+    /// Where no holes can be made in files (that is known once it was tried) whole ones have to go instead:
+    /// [`compact`](Vault::compact) then moves what is needed out of every file of which a part may go, until the next
+    /// [`keep`](Vault::keep).
     pub fn punch(&mut self) {
         if self.kept.is_none() {
+            return;
+        }
+        if self.lacks_holes {
+            self.squeezes = true;
+            let rests = |open: &OpenPack| open.records.is_empty() && open.pending.is_empty();
+            if self.outstanding.is_none() && self.open.as_ref().is_some_and(rests) {
+                self.end_open_pack();
+            }
             return;
         }
         for (pack, size) in self.packs.clone() {
@@ -545,6 +574,11 @@ impl Vault {
                 self.punches.push_back((pack, steps, holes));
             }
         }
+    }
+
+    /// Whether a [`punch`](Vault::punch) was refused.
+    pub fn lacks_holes(&self) -> bool {
+        self.lacks_holes
     }
 
     /// The next step of scrubbing begins somewhere, as this number chooses.
@@ -841,7 +875,8 @@ impl Vault {
         };
         let mut small: Vec<(u64, u64)> = closed.iter().map(|pack| (live(*pack), *pack)).collect();
         small.sort_unstable();
-        let dead = small.iter().find(|(live, pack)| live.saturating_mul(2) < self.taken(*pack));
+        let pays = if self.squeezes { 1 } else { 2 };
+        let dead = small.iter().find(|(live, pack)| live.saturating_mul(pays) < self.taken(*pack));
         let many = small.first().filter(|(live, _)| PACKS_MAX < closed.len() && *live < PACK_SIZE_MAX / 4);
         dead.or(many).map(|(_, pack)| *pack)
     }

@@ -669,6 +669,41 @@ fn room_of_what_may_go_is_given_back_within_files_that_stay() {
     assert_whole(&mut flushed, &mut opened, &second, "opened");
 }
 
+/// It comes back with whole files: what is needed of them moves, though it is most of what they hold.
+#[test]
+fn where_no_holes_can_be_made_room_comes_back_with_whole_files() {
+    let mut disk = UnflushedDisk::new(MemoryDisk::new()).with_hook(Box::new(|operation| match operation {
+        Operation::Punch { .. } => Err(io::ErrorKind::Unsupported.into()),
+        _ => Ok(()),
+    }));
+    let mut vault = vault(&mut disk);
+    let first = state_of(1, 40, 20_000);
+    let second: State = first.iter().skip(10).cloned().collect();
+    written(&mut disk, &mut vault, &first);
+    let root = written(&mut disk, &mut vault, &second);
+    vault.abandon();
+    vault.keep(&mut disk, &[root]).unwrap();
+    assert!(!vault.compact(&mut disk, 500_000), "for so little nothing moves by itself");
+    let before = vault.usage();
+    assert!(before.live < before.bytes && before.bytes < 2 * before.live, "{before:?}");
+
+    vault.punch();
+    assert!(!drive(&mut disk, &mut vault));
+    assert!(vault.lacks_holes());
+    vault.punch();
+    while vault.compact(&mut disk, 100_000) {
+        assert!(drive(&mut disk, &mut vault));
+    }
+    assert!(drive(&mut disk, &mut vault));
+    let after = vault.usage();
+    assert_eq!((after.bytes, after.live), (after.live, before.live));
+    assert_whole(&mut disk, &mut vault, &second, "moved");
+    assert_eq!(disk.packs().unwrap().len(), 1);
+    let mut flushed = disk.power_cut(|_, _| false).unwrap();
+    let mut opened = Vault::open(&mut flushed, identity()).unwrap();
+    assert_whole(&mut flushed, &mut opened, &second, "opened");
+}
+
 #[test]
 fn a_power_cut_while_room_is_given_back_loses_nothing() {
     let first = state_of(1, 30, 9000);

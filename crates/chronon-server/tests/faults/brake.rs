@@ -21,6 +21,8 @@ struct State {
     on: bool,
     powerless: bool,
     full: bool,
+    /// It can't give back room within a file.
+    holeless: bool,
     holds_reads: bool,
     held: usize,
     /// What each file of checkpoints takes.
@@ -65,6 +67,11 @@ impl Brake {
     /// Whether there is no room for chunks of checkpoints any more.
     pub(crate) fn fill(&self, full: bool) {
         self.state.lock().unwrap().full = full;
+    }
+
+    /// Whether it can't give back room within a file.
+    pub(crate) fn lacks_holes(&self, holeless: bool) {
+        self.state.lock().unwrap().holeless = holeless;
     }
 
     /// How much there is for chunks of checkpoints, if that has an end, and what each file takes already.
@@ -116,6 +123,7 @@ impl State {
                 self.taken.entry(file).and_modify(|taken| *taken = size.min(*taken));
                 return Ok(());
             }
+            Operation::Punch { .. } if self.holeless => return Err(io::ErrorKind::Unsupported.into()),
             Operation::Punch { file, position, length } => {
                 self.holes.entry(file).or_default().extend((position..position + length).step_by(BLOCK));
                 return Ok(());

@@ -61,13 +61,16 @@ impl Keys {
     }
 }
 
-/// Two states, what is set aside besides, and what the state grows by until the next checkpoint but one.
+/// What is set aside besides, and what the state grows by until the next checkpoint but one.
+const GROWTH: u64 = 16 << 20;
+
+/// Two states, and that.
 async fn room_for_two(cluster: &Cluster) -> u64 {
     let answer = cluster.send(0, "/v1/backups", "").await;
     let (_, manifest) = answer.split_once("\r\n\r\n").unwrap();
     let manifest: serde_json::Value = serde_json::from_str(manifest).unwrap();
     let sizes = manifest["chunks"].as_array().unwrap().iter().map(|chunk| chunk[1].as_u64().unwrap());
-    2 * sizes.sum::<u64>() + (16 << 20)
+    2 * sizes.sum::<u64>() + GROWTH
 }
 
 /// Not even a third one finds room: the checkpoint before, and what lies in one file with what is needed, have to go.
@@ -84,6 +87,21 @@ async fn a_disk_with_room_for_two_states_is_enough_for_any_number_of_checkpoints
         cluster.cut_power(&[0]);
         cluster.start_one(0).await;
         eventually("it serves again", async || cluster.status(0).await.serving).await;
+    }
+    eventually("there is room for the next one", async || cluster.gauge(0, "disk_short").await == 0).await;
+}
+
+/// Every file of which a part may go has to go as a whole, for which what is needed of it moves.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_makes_no_holes_is_enough_with_room_for_three_states() {
+    let (cluster, mut keys) = grown(Duration::ZERO).await;
+    let disk = cluster.disk(0);
+    disk.lacks_holes(true);
+    for _ in 0..6 {
+        disk.bound(None, Default::default());
+        let state = (room_for_two(&cluster).await - GROWTH) / 2;
+        disk.bound(Some(3 * state + GROWTH), Default::default());
+        keys.until_checkpoint(&cluster).await;
     }
     eventually("there is room for the next one", async || cluster.gauge(0, "disk_short").await == 0).await;
 }
