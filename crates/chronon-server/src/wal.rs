@@ -156,5 +156,9 @@ impl WalThread {
                 "blocks of the log file that hold nothing can't be read; they are filled with zeros"
             );
         }
+        // Others are told by their peers if their log ends early.
+        if self.journal.is_alone() {
+            self.journal.note_end();
+        }
     }
 }

@@ -431,12 +431,17 @@ impl Journal {
         self.superblock.state.membership.voters.len() == 1
     }
 
-    /// Nothing more will be written: the next job is a superblock that says how far the log goes, unless that is known. A log
-    /// that ends before is known for damaged at the next start, though nothing in it says so.
+    /// Nothing more will be written: the next job is a superblock that says how far the log goes, unless that is known.
     pub fn close(&mut self) {
         assert!(self.idle());
+        self.note_end();
+    }
+
+    /// When nothing else is to be written a superblock says how far the log goes, unless that is known. A log that ends before
+    /// is known for damaged at the next start, though nothing in it says so.
+    pub fn note_end(&mut self) {
         if self.superblock.wal_durable < self.durable_through {
-            self.superblock_again = Some([true; superblock::COPIES]);
+            self.superblock_again.get_or_insert([true; superblock::COPIES]);
         }
     }
 

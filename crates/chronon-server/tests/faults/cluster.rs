@@ -182,6 +182,13 @@ impl Cluster {
 
     /// Starts a replica, once the threads of its last life have let go of its directory.
     pub(crate) async fn start_one(&mut self, replica: u8) {
+        if let Err(error) = self.try_to_start(replica).await {
+            panic!("replica {replica}: {error}");
+        }
+    }
+
+    /// The same, for a replica that may refuse.
+    pub(crate) async fn try_to_start(&mut self, replica: u8) -> Result<(), StartError> {
         let deadline = Instant::now() + PATIENCE;
         let brakes = [(); 3].map(|()| Arc::new(Brake::default()));
         let window = Duration::from_secs(3_600);
@@ -202,11 +209,12 @@ impl Cluster {
                     // sleeps: between two tries.
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
-                Err(error) => panic!("replica {replica}: {error}"),
+                Err(error) => return Err(error),
             }
         };
         let [disk, apply, query] = brakes;
         self.nodes[usize::from(replica)] = Some(Running { node, disk, apply, query });
+        Ok(())
     }
 
     /// From now on the chunks of this replica's checkpoints find so much room, whatever they take already.

@@ -107,3 +107,21 @@ async fn a_directory_that_was_made_anew_under_a_known_identity_is_refused_and_it
     let told = load.stop().await;
     told.assert_kept(&cluster.books().await);
 }
+
+/// It was killed: nobody said goodbye, and no peer knows how far its log went. What it noted of that while it ran does.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_only_replica_refuses_a_log_that_was_zeroed_after_its_power_went() {
+    let mut cluster = Cluster::start(Setup::new(1)).await;
+    let superblock = cluster.path(0).join("superblock");
+    let before = std::fs::read(&superblock).unwrap();
+    let load = Load::steady(&cluster, 0);
+    load.more(100).await;
+    load.stop().await;
+    eventually("how far the log goes is noted", async || std::fs::read(&superblock).unwrap() != before).await;
+    cluster.cut_power(&[0]);
+    let wal = cluster.path(0).join("wal");
+    let size = std::fs::metadata(&wal).unwrap().len();
+    std::fs::write(&wal, vec![0; size as usize]).unwrap();
+    let refused = cluster.try_to_start(0).await.unwrap_err();
+    assert!(matches!(refused, StartError::Data(OpenError::OnlyCopyDamaged { .. })), "{refused}");
+}
