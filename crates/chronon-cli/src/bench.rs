@@ -1,5 +1,6 @@
 //! `chronon bench`: what the machine can do at best, and what a cluster on it does.
 
+mod catchup;
 mod commit;
 mod etcd;
 mod failover;
@@ -26,6 +27,8 @@ use crate::interrupt::{self, Data, end_when_interrupted};
 pub(crate) enum BenchCommand {
     /// What the machine can do at best: flushes, and round trips over loopback
     Floor(floor::FloorArguments),
+    /// How a backup catches up under full load, by a state, and what that costs
+    Catchup(catchup::CatchupArguments),
     /// Committed commands through three replica processes
     Commit(commit::CommitArguments),
     /// How long clients wait when the primary is killed with SIGKILL
@@ -42,6 +45,7 @@ pub(crate) enum BenchCommand {
 pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<ExitCode> {
     match command {
         BenchCommand::Floor(arguments) => floor::run(arguments),
+        BenchCommand::Catchup(arguments) => catchup::run(arguments),
         BenchCommand::Commit(arguments) => commit::run(arguments),
         BenchCommand::Failover(arguments) => failover::run(arguments),
         BenchCommand::Memory(arguments) => memory::run(arguments),
@@ -52,7 +56,7 @@ pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<ExitCode> {
 
 pub(crate) use etcd::{EtcdArguments, run_etcd};
 pub(crate) use floor::{EchoArguments, run_echo};
-pub(crate) use machine::Counter;
+pub(crate) use machine::{Counter, Registers};
 
 /// Measures in a directory of its own below `parent`, which is removed afterwards however it ends.
 fn in_directory<T>(parent: &Path, measure: impl FnOnce(&Path) -> anyhow::Result<T>) -> anyhow::Result<T> {

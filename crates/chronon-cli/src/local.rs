@@ -39,8 +39,10 @@ pub(crate) enum Machine {
     /// The reference machine.
     #[default]
     Bank,
-    /// The machine of the benchmarks.
+    /// The machine of most benchmarks: a state of a few bytes.
     Counter,
+    /// The machine of those that need a large one.
+    Registers,
 }
 
 /// A guard that is broken on purpose, to see the checks fail. In test builds only.
@@ -87,6 +89,16 @@ pub(crate) struct ReplicaStatus {
     pub(crate) commit: u64,
     pub(crate) applied: u64,
     pub(crate) checkpoint: u64,
+    pub(crate) log_start: u64,
+    pub(crate) fetching_state: bool,
+    pub(crate) state_transfers: u64,
+    pub(crate) intake: IntakeStatus,
+}
+
+/// How fast it takes commands on.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) struct IntakeStatus {
+    pub(crate) paused_ms: u64,
 }
 
 impl LocalCluster {
@@ -159,8 +171,10 @@ impl LocalCluster {
         if let Some(sabotage) = self.flavour.sabotage {
             arguments.extend(["--sabotage", sabotage.name()]);
         }
-        if self.flavour.machine == Machine::Counter {
-            arguments.extend(["--machine", "counter"]);
+        match self.flavour.machine {
+            Machine::Bank => {}
+            Machine::Counter => arguments.extend(["--machine", "counter"]),
+            Machine::Registers => arguments.extend(["--machine", "registers"]),
         }
         *child = Some(OwnChild::start(&arguments, log)?);
         Ok(())

@@ -488,8 +488,15 @@ fn problems(replica: &Value) -> Vec<String> {
         _ => {}
     }
     if replica["fetching_state"] == true {
-        problems
-            .push(format!("fetches a state, for its log can't bring it on from op {}", replica["applied"]));
+        let (sync, applied) = (&replica["sync"], &replica["applied"]);
+        let progress = match sync["chunks"].as_u64() {
+            Some(chunks) if 0 < chunks => format!(", {} of {chunks} chunks", sync["fetched"]),
+            Some(_) | None => String::new(),
+        };
+        problems.push(format!(
+            "fetches a state, for its log can't bring it on from op {applied}: that of op {}{progress}",
+            sync["op"]
+        ));
     }
     let disk = &replica["disk"];
     if disk["short"] == true {
@@ -515,7 +522,9 @@ fn problems(replica: &Value) -> Vec<String> {
     let intake = &replica["intake"];
     if !intake["slowed_for"].is_null() {
         let (laggard, pause) = (&intake["slowed_for"], &intake["pause_ms"]);
-        problems.push(format!("takes commands on more slowly, {pause} ms an op, for replica {laggard} lags"));
+        problems.push(format!(
+            "takes commands on more slowly, {pause} ms for 64 KiB, for replica {laggard} lags"
+        ));
     }
     problems
 }

@@ -10,7 +10,7 @@ use chronon_server::{DiskKind, Node, ServerConfig, StartError, StopReason};
 use chronon_storage::OpenError;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::bench::Counter;
+use crate::bench::{Counter, Registers};
 use crate::config::Config;
 use crate::local::{Machine, Sabotage};
 
@@ -64,6 +64,7 @@ pub(crate) fn start_internal(arguments: &InternalArguments) -> anyhow::Result<Ex
     match arguments.machine {
         Machine::Bank => serve::<Bank>(&config.data, server),
         Machine::Counter => serve::<Counter>(&config.data, server),
+        Machine::Registers => serve::<Registers>(&config.data, server),
     }
 }
 

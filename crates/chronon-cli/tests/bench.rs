@@ -106,6 +106,18 @@ fn failover_is_measured_once_a_kill() {
 }
 
 #[test]
+fn a_backup_catches_up_by_a_state_while_commands_are_counted() {
+    let arguments = ["catchup", "--entries", "2000", "--clients", "64", "--seconds", "1", "--log-mib", "12"];
+    let figures = figures("bench-catchup", &arguments);
+    let backups: Vec<&str> =
+        figures["rows"].as_array().unwrap().iter().map(|row| row["backup"].as_str().unwrap()).collect();
+    assert_eq!(backups, ["away", "coming", "back"], "{figures}");
+    assert!(is_positive(&numbers(&figures["rows"], "per_second")), "{figures}");
+    assert!(is_positive(&[figures["caught_up_ms"].as_u64().unwrap()]), "{figures}");
+    assert!(is_positive(&[figures["transfers"].as_u64().unwrap()]), "{figures}");
+}
+
+#[test]
 fn memory_is_read_along_the_way_and_the_limits_are_named() {
     let arguments = ["memory", "--commands", "2000", "--replicas", "2", "--log-mib", "128"];
     let figures = figures("bench-memory", &arguments);

@@ -467,9 +467,11 @@ impl Front {
             let mut slots = Vec::new();
             let mut requests = Vec::new();
             let mut size = BATCH_OVERHEAD;
+            let size_max = self.replica.batch_size_max();
             while let Some(queued) = self.queue.front() {
                 let joined = Batch::joined_size(queued.request.len());
-                if BODY_SIZE_MAX < size + joined || BATCH_REQUESTS_MAX <= requests.len() {
+                let is_full = size_max < size + joined && !requests.is_empty();
+                if is_full || BODY_SIZE_MAX < size + joined || BATCH_REQUESTS_MAX <= requests.len() {
                     break;
                 }
                 let Some(queued) = self.queue.pop_front() else { break };
@@ -694,7 +696,7 @@ impl Front {
     fn on_vault(&mut self, report: VaultReport) {
         let input = match report {
             VaultReport::Frozen { entry, digest, root } => Input::Frozen { entry, digest, root },
-            VaultReport::Missing { root, ids } => Input::ChunksMissing { root, ids },
+            VaultReport::Missing { root, ids, in_all } => Input::ChunksMissing { root, ids, in_all },
             VaultReport::Held { root } => Input::ChunksHeld { root },
             VaultReport::Stored { root, id } => Input::ChunkStored { root, id },
             VaultReport::Read { to, id, bytes } => Input::ChunkRead { to, id, bytes },

@@ -46,6 +46,8 @@ pub enum VaultReport {
         root: Checksum,
         /// The chunks.
         ids: Vec<Checksum>,
+        /// How many are missing in all; 0 while the list is.
+        in_all: u32,
     },
     /// Every chunk of this checkpoint is durable.
     Held {

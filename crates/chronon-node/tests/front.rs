@@ -415,7 +415,7 @@ fn a_start_from_a_checkpoint_hands_nothing_over_before_its_state_is_there() {
 
     // A chunk is damaged, and is looked for where there is nobody to ask; then it is there after all.
     let root = checkpoint.root.unwrap();
-    bench.input(FrontInput::Vault(VaultReport::Missing { root, ids: vec![root] }));
+    bench.input(FrontInput::Vault(VaultReport::Missing { root, ids: vec![root], in_all: 0 }));
     bench.run();
     bench.input(FrontInput::Vault(VaultReport::Held { root }));
     bench.run();

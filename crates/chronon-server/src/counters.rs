@@ -113,6 +113,8 @@ counters! {
         backups,
         /// Chunks that peers have sent.
         chunks_fetched,
+        /// Transfers of a peer's state that were begun.
+        state_transfers,
     }
     gauges {
         /// Bytes of the log's file.

@@ -17,7 +17,7 @@ use chronon_node::{
 };
 use chronon_vsr::{
     Clocks, ClusterId, Digest, Durable, Event, Instant, Loss, Message, Op, Payload, Quarantine, ReplicaId,
-    Role, Status, Write, WriteNumber,
+    Role, Status, SyncProgress, Write, WriteNumber,
 };
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::sleep;
@@ -293,6 +293,10 @@ impl FrontThread {
             "checkpoint": replica.checkpoint().entry.op.value(),
             "log_start": replica.log_start().value(),
             "fetching_state": replica.is_fetching_state(),
+            "sync": replica.sync_progress().map(|SyncProgress { op, fetched, chunks }| serde_json::json!({
+                "op": op.value(), "fetched": fetched, "chunks": chunks,
+            })),
+            "state_transfers": self.counters.state_transfers.value(),
             "quarantine": status.quarantine.map(|Quarantine { op, own, majority }| serde_json::json!({
                 "op": op.value(),
                 "digest": own.map(hex),
@@ -545,6 +549,10 @@ impl FrontThread {
             }
             Event::QuarantineLifted { op } => {
                 warn!(%op, "this replica agrees with the others again");
+            }
+            Event::SyncStarted { op } => {
+                self.counters.state_transfers.add();
+                info!(%op, "fetches the state of a checkpoint");
             }
             Event::IntakeSlowed { voter, pause } => {
                 warn!(%voter, ?pause, "a replica lags: commands are taken on more slowly");

@@ -860,8 +860,7 @@ impl VaultThread {
             self.mend_at = Some(Clock.monotonic());
             return Ok(());
         }
-        let ids = missing.iter().map(|damage| damage.id).collect();
-        self.report(VaultReport::Missing { root, ids })
+        self.report_missing(root, missing)
     }
 
     /// Writes what is damaged of the only replica's checkpoint anew: the state that it holds is still in memory, frozen.
@@ -905,8 +904,7 @@ impl VaultThread {
         let VaultParts { vault, disk, .. } = &mut self.parts;
         let missing = vault.missing(&mut **disk, root, MISSING_MAX);
         if !missing.is_empty() {
-            let ids = missing.iter().map(|damage| damage.id).collect();
-            return self.report(VaultReport::Missing { root, ids });
+            return self.report_missing(root, &missing);
         }
         vault.finish(root);
         if self.carry_out().is_ok() && self.parts.vault.is_complete(root) {
@@ -914,6 +912,12 @@ impl VaultThread {
         }
         self.fetch_again = Some((Clock.monotonic() + DISK_PAUSE, checkpoint));
         Ok(())
+    }
+
+    fn report_missing(&mut self, root: Checksum, missing: &[ChunkDamage]) -> Result<(), Closed> {
+        let ids = missing.iter().map(|damage| damage.id).collect();
+        let in_all = self.parts.vault.lacks(root);
+        self.report(VaultReport::Missing { root, ids, in_all })
     }
 
     /// Keeps a chunk that a peer has sent.

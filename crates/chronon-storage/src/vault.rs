@@ -424,6 +424,13 @@ impl Vault {
         list.is_some_and(|list| list.chunks.iter().all(|(id, _)| self.holds(*id))) && self.holds(root)
     }
 
+    /// How many chunks of a checkpoint are not here, as far as is known without a look at each; 0 while its list is not.
+    pub fn lacks(&self, root: Checksum) -> u32 {
+        let list = self.lists.get(&root);
+        let lacking = list.map_or(0, |list| list.chunks.iter().filter(|(id, _)| !self.holds(*id)).count());
+        u32::try_from(lacking).unwrap_or(u32::MAX)
+    }
+
     /// Reads a chunk or a list, and checks every byte. What is damaged counts as missing from then on.
     pub fn read(&mut self, disk: &mut dyn Disk, id: Checksum) -> Result<Vec<u8>, ChunkDamage> {
         let nothing = ChunkDamage { id, file: None, found: Found::Nothing };

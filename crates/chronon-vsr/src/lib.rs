@@ -39,7 +39,7 @@ pub use ids::{ClusterId, DiskId, Epoch, Incarnation, LogStamp, Op, OpRef, Releas
 pub use membership::{Member, Membership, VOTERS_MAX};
 pub use message::{
     Command, DecodeError, Divergence, HEADERS_MAX, Identity, MESSAGE_HEADER_SIZE, MESSAGE_SIZE_MAX, Message,
-    PROTOCOL_VERSION, Payload, SuffixBits,
+    PROTOCOL_VERSION, Payload, SuffixBits, SyncProgress,
 };
 pub use mutation::{Mutation, Mutations};
 pub use prng::Prng;

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The version of this protocol. A newer one under good checksums is dropped and counted, not an error.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 
 /// Bytes of every message's header.
 pub const MESSAGE_HEADER_SIZE: usize = 256;
@@ -83,6 +83,8 @@ pub enum Payload {
         checkpoint: Op,
         /// Age of the voter's oldest outstanding write; the highest number if its disk has no room for a checkpoint.
         disk_age_us: u32,
+        /// The state that it fetches or installs, to go on from.
+        sync: Option<SyncProgress>,
     },
     /// Voter → voters: I want to leave the message's stamp for `to`. Moves nobody by itself.
     StartViewChange {
@@ -239,6 +241,24 @@ pub struct Divergence {
 impl Divergence {
     /// Nobody differs.
     pub const NONE: Divergence = Divergence { op: Op::ROOT, digest: None, voters: 0 };
+}
+
+/// How far a voter's state transfer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SyncProgress {
+    /// The op of the checkpoint. Never [`Op::ROOT`].
+    pub op: Op,
+    /// How many of the chunks that were missing when the transfer began have come.
+    pub fetched: u32,
+    /// How many were missing then; 0 while that is not known. With all of them fetched the state is being installed.
+    pub chunks: u32,
+}
+
+impl SyncProgress {
+    /// Whether all chunks are there.
+    pub fn is_fetched(&self) -> bool {
+        0 < self.chunks && self.fetched == self.chunks
+    }
 }
 
 /// What a sender of DoViewChange can say of each header of its suffix: bit i speaks of the suffix's header i.

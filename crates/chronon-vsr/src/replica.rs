@@ -135,6 +135,8 @@ pub enum Input {
         root: Checksum,
         /// The chunks.
         ids: Vec<Checksum>,
+        /// How many are missing in all; 0 while the list itself is.
+        in_all: u32,
     },
     /// Every chunk of this checkpoint is durable. Answers [`Output::Fetch`].
     ChunksHeld {
@@ -322,7 +324,7 @@ pub enum NotProposed {
     PipelineFull,
     /// Too much is waiting for the disk or for execution: ask again later.
     Behind,
-    /// A voter lags: ask again after a pause of at most 40 ms.
+    /// A voter lags: ask again after a pause ([`Intake`]).
     Slowed,
     /// The ring has no room until a checkpoint frees some.
     LogFull,
@@ -481,7 +483,7 @@ impl Replica {
             Input::Room(room) => self.room = room,
             Input::Applied(applied) => self.on_applied(applied),
             Input::Frozen { entry, digest, root } => self.on_frozen(entry, digest, root),
-            Input::ChunksMissing { root, ids } => self.on_chunks_missing(root, ids),
+            Input::ChunksMissing { root, ids, in_all } => self.on_chunks_missing(root, ids, in_all),
             Input::ChunksHeld { root } => self.on_chunks_held(root),
             Input::ChunkStored { root, id } => self.on_chunk_stored(root, id),
             Input::ChunkRead { to, id, bytes } => self.on_chunk_read(to, id, bytes),
@@ -934,8 +936,10 @@ impl Replica {
                     normal::Heartbeat { commit_max, read_round, applied, divergence },
                 );
             }
-            Payload::CommitOk { read_round, applied, head: _, checkpoint: _, disk_age_us } if is_voter => {
-                self.on_commit_ok(from, stamp, read_round, applied, disk_age_us);
+            Payload::CommitOk { read_round, applied, head: _, checkpoint: _, disk_age_us, sync }
+                if is_voter =>
+            {
+                self.on_commit_ok(from, stamp, read_round, applied, disk_age_us, sync);
             }
             Payload::StartViewChange { to } if is_voter => self.on_start_view_change(from, stamp, to),
             Payload::DoViewChange {

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use chronon_vsr::{
     Applied, Checkpoint, Checksum, Digest, DiskId, Divergence, Durable, Duration, Entry, EntryHeader,
     Identity, Incarnation, Input, Instant, LogStamp, Message, Mutations, Now, Op, OpRef, Output, Payload,
-    PeerRefusal, Prng, Purpose, Release, Replica, ReplicaId, Stamp, SuffixBits, Timestamp, View, Write,
-    WriteNumber,
+    PeerRefusal, Prng, Purpose, Release, Replica, ReplicaId, Stamp, SuffixBits, SyncProgress, Timestamp,
+    View, Write, WriteNumber,
 };
 use world::{Cluster, Faults};
 
@@ -158,6 +158,11 @@ impl Madness<'_> {
                 head: self.op(),
                 checkpoint: self.op(),
                 disk_age_us,
+                sync: self.prng.chance(1, 2).then(|| {
+                    let chunks = self.prng.below(4) as u32;
+                    let fetched = self.prng.below(u64::from(chunks) + 1) as u32;
+                    SyncProgress { op: self.op(), fetched, chunks }
+                }),
             },
             4 => Payload::StartViewChange { to: self.stamp() },
             5 | 6 => {

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 
 use chronon_kernel::{Frozen, Put};
 use chronon_node::{FrontInput, Room, VaultReport, VaultTask};
-use chronon_storage::{ChunkList, Found, Job, JobId, Scrubbed, Step, Vault, perform_step};
+use chronon_storage::{ChunkDamage, ChunkList, Found, Job, JobId, Scrubbed, Step, Vault, perform_step};
 use chronon_vsr::{Checkpoint, Checksum, Digest, Duration, OpRef};
 
 use crate::disk::SimDisk;
@@ -447,8 +447,7 @@ impl World {
             self.start_vault_job(at);
             return self.note_progress(at);
         }
-        let ids = missing.iter().map(|damage| damage.id).collect();
-        self.report(at, VaultReport::Missing { root, ids });
+        self.report_missing(at, root, &missing);
     }
 
     /// A chunk turned out to be damaged: what the superblock's checkpoint lacks is to be fetched.
@@ -458,9 +457,15 @@ impl World {
         let Some(root) = process.store.current else { return };
         let missing = process.store.vault.missing(&mut machine.disk, root, MISSING_MAX);
         if !missing.is_empty() {
-            let ids = missing.iter().map(|damage| damage.id).collect();
-            self.report(at, VaultReport::Missing { root, ids });
+            self.report_missing(at, root, &missing);
         }
+    }
+
+    fn report_missing(&mut self, at: usize, root: Checksum, missing: &[ChunkDamage]) {
+        let ids = missing.iter().map(|damage| damage.id).collect();
+        let process = self.machines[at].process.as_ref().expect("the caller saw that it is alive");
+        let in_all = process.store.vault.lacks(root);
+        self.report(at, VaultReport::Missing { root, ids, in_all });
     }
 
     /// Back waits for an engine.
@@ -476,8 +481,7 @@ impl World {
                 process.store.tasks.push_back(Task::Install(checkpoint));
                 return;
             }
-            let ids = missing.iter().map(|damage| damage.id).collect();
-            return self.report(at, VaultReport::Missing { root, ids });
+            return self.report_missing(at, root, &missing);
         };
         match process.back.engine().restore(&mut chunks.into_iter()) {
             Ok(engine) => {

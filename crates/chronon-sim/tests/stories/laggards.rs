@@ -1,7 +1,7 @@
 //! Voters that are slower than the load: the primary goes slower for their sake, within bounds.
 
-use chronon_sim::{ALL, Cluster};
-use chronon_vsr::{Duration, Event, Intake, ReplicaId};
+use chronon_sim::{ALL, Cluster, Fate, World};
+use chronon_vsr::{Command, Duration, Event, Intake, ReplicaId};
 
 fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -71,4 +71,60 @@ fn a_voter_that_stands_still_slows_nobody() {
     assert!(c.world().status(laggard).expect("it runs").applied.plus(300) < c.head());
     c.assert_no_event(is_slowed);
     assert_eq!(intake(&mut c), Intake { slowed: None, paused_total: Duration::ZERO });
+}
+
+/// A backup comes back to a cluster whose log has moved on, and to which so much is written that the log moves on past the
+/// next state before that has come: its chunks take long.
+fn comes_back_under_load(chunk: Duration) -> (Cluster, ReplicaId) {
+    let (mut c, laggard) = cluster(5);
+    c.isolate(&[laggard]).submit(700);
+    let own = c.world().status(laggard).expect("it runs").head;
+    for other in c.backups() {
+        assert!(other == laggard || own < c.log_start(other), "the others still have what it lacks");
+    }
+    c.filter(move |envelope| {
+        let is_chunk = envelope.to == laggard && envelope.message.payload.command() == Command::Chunk;
+        if is_chunk { Fate::Delay(chunk) } else { Fate::Pass }
+    });
+    c.heal().start(4_000);
+    (c, laggard)
+}
+
+// Scenario 30.
+#[test]
+fn the_log_is_used_up_no_faster_than_a_state_comes() {
+    let (mut c, laggard) = comes_back_under_load(millis(150));
+    let mut worst = Duration::ZERO;
+    loop {
+        c.run(millis(20));
+        assert!(!c.world().clients_done(), "the load was over before it was abreast");
+        let slowed = intake(&mut c).slowed;
+        assert!(slowed.is_none_or(|(voter, _)| voter == laggard));
+        worst = worst.max(slowed.map_or(Duration::ZERO, |(_, pause)| pause));
+        let own = c.world().status(laggard).expect("it runs").applied;
+        if 0 < c.count_events(&[laggard], |event| matches!(event, Event::Synced { .. }))
+            && c.head().since(own) < 40
+        {
+            break;
+        }
+    }
+    assert!(millis(5) <= worst && worst <= millis(100), "{worst:?}");
+    assert_eq!(c.count_events(&[laggard], is_sync_started), 1, "it fetched one state, and that was enough");
+    c.until("all is answered", World::clients_done);
+    let slowest = c.completed().iter().map(|call| call.completed.since(call.invoked)).max();
+    assert!(slowest < Some(millis(1_000)), "{slowest:?}");
+    c.unfilter().settle().assert_committed(ALL, 4_710);
+    assert_eq!(c.count_events(ALL, is_slowed), c.count_events(ALL, is_restored));
+}
+
+// Scenario 30.
+#[test]
+fn a_voter_to_which_no_chunk_comes_is_waited_for_no_longer_than_two_seconds() {
+    let (mut c, laggard) = comes_back_under_load(Duration::from_secs(3_600));
+    c.until("all is answered", World::clients_done);
+    let Intake { slowed, paused_total } = intake(&mut c);
+    assert_eq!(slowed, None);
+    assert!(Duration::ZERO < paused_total && paused_total < millis(2_500), "{paused_total:?}");
+    c.unfilter().settle().assert_committed(ALL, 4_710);
+    c.assert_event(laggard, |event| matches!(event, Event::Synced { .. }));
 }

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 
 use super::{
     Command, DecodeError, Divergence, HEADERS_MAX, Identity, MESSAGE_HEADER_SIZE, MESSAGE_SIZE_MAX, Message,
-    PROTOCOL_VERSION, Payload, SuffixBits,
+    PROTOCOL_VERSION, Payload, SuffixBits, SyncProgress,
 };
 use crate::{
     Applied, BODY_SIZE_MAX, CHUNK_LIST_SIZE_MAX, CHUNK_SIZE_MAX, Checkpoint, Checksum, ClusterId, Digest,
@@ -229,12 +229,13 @@ fn write_payload<'a>(payload: &'a Payload, fields: &mut Writer) -> Body<'a> {
             fields.put(*disk_age_us);
             fields.put(*divergence);
         }
-        Payload::CommitOk { read_round, applied, head, checkpoint, disk_age_us } => {
+        Payload::CommitOk { read_round, applied, head, checkpoint, disk_age_us, sync } => {
             fields.put(*read_round);
             fields.put(*applied);
             fields.put(*head);
             fields.put(*checkpoint);
             fields.put(*disk_age_us);
+            fields.put(*sync);
         }
         Payload::StartViewChange { to } => fields.put(*to),
         Payload::DoViewChange { log_stamp, checkpoint, commit_max, uncertain_from, oldest, suffix, bits } => {
@@ -344,8 +345,8 @@ fn read_payload(
         Command::CommitOk => {
             none()?;
             let (read_round, applied, head) = (fields.take()?, fields.take()?, fields.take()?);
-            let (checkpoint, disk_age_us) = (fields.take()?, fields.take()?);
-            Ok(Payload::CommitOk { read_round, applied, head, checkpoint, disk_age_us })
+            let (checkpoint, disk_age_us, sync) = (fields.take()?, fields.take()?, fields.take()?);
+            Ok(Payload::CommitOk { read_round, applied, head, checkpoint, disk_age_us, sync })
         }
         Command::StartViewChange => {
             none()?;
@@ -631,6 +632,26 @@ impl Field for Option<Checksum> {
             (0, bytes) if bytes == [0; 16] => Ok(None),
             (1, bytes) => Ok(Some(Checksum::from_bytes(bytes))),
             _ => Err(DecodeError::Malformed),
+        }
+    }
+}
+
+/// All zeros when there is none.
+impl Field for Option<SyncProgress> {
+    fn put(&self, to: &mut Writer) {
+        let SyncProgress { op, fetched, chunks } =
+            self.unwrap_or(SyncProgress { op: Op::ROOT, fetched: 0, chunks: 0 });
+        to.put(op);
+        to.put(fetched);
+        to.put(chunks);
+    }
+
+    fn take(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let sync = SyncProgress { op: from.take()?, fetched: from.take()?, chunks: from.take()? };
+        match sync {
+            SyncProgress { op: Op::ROOT, fetched: 0, chunks: 0 } => Ok(None),
+            SyncProgress { op, fetched, chunks } if op != Op::ROOT && fetched <= chunks => Ok(Some(sync)),
+            SyncProgress { .. } => Err(DecodeError::Malformed),
         }
     }
 }

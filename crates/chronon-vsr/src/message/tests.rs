@@ -90,6 +90,7 @@ fn sample(command: Command) -> Message {
             head: op(0xee),
             checkpoint: op(0xcc),
             disk_age_us: 0x1415_1617,
+            sync: Some(SyncProgress { op: op(0xab), fetched: 0x21, chunks: 0x2223 }),
         },
         Command::StartViewChange => {
             Payload::StartViewChange { to: Stamp { epoch: Epoch::new(0x31), view: View::new(0x32) } }
@@ -174,83 +175,83 @@ const GOLDEN: [(Command, usize, &str, &str); 22] = [
         Command::Prepare,
         452,
         "c1000000000000c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1cc000000000000cc",
-        "2c3beedd9c3c2ad72a9c1e56e174695b",
+        "c658bc99d7b9bf2b26e511f1684e0d43",
     ),
     (
         Command::PrepareOk,
         256,
         "e1000000000000e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1a1000000000000a1a2a3a3a3a3a3a3a3cc000000000000cc",
-        "422ac050190420070bf856544f6051d8",
+        "3a11e4dbd1a970b59923f02028024bbf",
     ),
     (
         Command::Commit,
         256,
         "c1000000000000c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c17071000000000000a1000000000000a1a2a3a3a3a3a3a3a317161514",
-        "ae2d8657e46fe028ab9357d36c61a5e4",
+        "5549b7eceb18081d012744df4522ed7e",
     ),
     (
         Command::CommitOk,
         256,
-        "7071000000000000a1000000000000a1a2a3a3a3a3a3a3a3ee000000000000eecc000000000000cc17161514",
-        "df3055b9c4ace003bc7555459cb13486",
+        "7071000000000000a1000000000000a1a2a3a3a3a3a3a3a3ee000000000000eecc000000000000cc17161514ab000000000000ab210000002322",
+        "989f3de03071f890c8765c00ffde9986",
     ),
-    (Command::StartViewChange, 256, "310000000000000032", "40f432f32ade12650a8afe1d7af1fd91"),
+    (Command::StartViewChange, 256, "310000000000000032", "301d5c89daf9bf908848fd7ef22573cc"),
     (
         Command::DoViewChange,
         832,
         "31000000000000003200000000000000cc000000000000ccc1000000000000c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c10d0000000000000d05000600019900000000000099",
-        "fe477e566134399e212fe3e7985037bb",
+        "99234015c3fea67fbef4762172d246c0",
     ),
     (
         Command::StartView,
         640,
         "c1000000000000c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1cc000000000000cccccccccccccccccccccccccccccccccc88776655443322117877767574737271d8d7d6d5d4d3d2d12827262501cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd4948474645444342",
-        "bddaa03ce2e80ef057eb3b022bb3ea97",
+        "6677e322737f436c55d431e1002339d7",
     ),
-    (Command::GetView, 256, "4948474645444342", "471d1ce7affbacfc0ca7005153283be5"),
+    (Command::GetView, 256, "4948474645444342", "23578c40951a0f93814b32f6ac31f46f"),
     (
         Command::GetHeaders,
         256,
         "e1000000000000e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e10b0000000000000b",
-        "27e1f7e0bc2b1c5aaf72c358b1a815a2",
+        "83dbf9333913ea47ee8aa18e8d06bf92",
     ),
-    (Command::Headers, 832, "", "913125f01dbbefb22aae12a5a6310d06"),
+    (Command::Headers, 832, "", "3f6644373502c3e082a8ec9d50608d4d"),
     (
         Command::GetPrepare,
         256,
         "e1000000000000e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1",
-        "7dc4d5533d935eb5039f5eb3cc1773a7",
+        "4d83ec333ac115b9e2a7f188f6d3e50a",
     ),
-    (Command::Repair, 452, "", "ebf9d4e9203f0adcefe34e33dd45da38"),
+    (Command::Repair, 452, "", "623057cea2b669726b7c6b72204639cc"),
     (
         Command::Missing,
         256,
         "e1000000000000e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1",
-        "e74f3d3d12284ba228bbd90af36c8e21",
+        "d0908066e6d9e02b33a70a1dce838694",
     ),
     (
         Command::Ping,
         256,
         "5453525100000000d0dfdedddcdbdad9d8d7d6d5d4d3d2d1ac000000000000accc000000000000cccccccccccccccccccccccccccccccccc88776655443322117877767574737271d8d7d6d5d4d3d2d12827262501cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd05060708bb000000000000bb",
-        "411f39e1ce8a73a5f6483fc5aa59780a",
+        "06764557f9843a547e35c90dd5a72ea2",
     ),
     (
         Command::Pong,
         256,
         "54535251000000006867666564636261d0dfdedddcdbdad9d8d7d6d5d4d3d2d1ac000000000000accc000000000000cccccccccccccccccccccccccccccccccc88776655443322117877767574737271d8d7d6d5d4d3d2d12827262501cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd05060708bb000000000000bb",
-        "cdeb2eccac2b58ef72265dbe70767561",
+        "8dbf25dc2883c8d4d0a1a5b0750f45cf",
     ),
-    (Command::ReadIndex, 256, "4948474645444342", "6f8f1860a26bc1641639194eaa98faa8"),
-    (Command::ReadIndexOk, 256, "49484746454443421d0000000000001d", "a3cf5d826a8153c34b474ae2435575f4"),
-    (Command::Forward, 265, "", "e5532446f91a8040eacb45145864ddd7"),
-    (Command::GetChunk, 256, "cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd", "1dcc340b88872799e7f32ee00f689a3c"),
-    (Command::Chunk, 261, "f9c95b9ee41850de5ffc42a5c0f0d87b", "5c0cf9da393ce43e5f296a481557cfc7"),
-    (Command::MissingChunk, 256, "cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd", "819f363c86c2035213f88835cad05a96"),
+    (Command::ReadIndex, 256, "4948474645444342", "3d6b5fbda54bf3b84f24bb3d5a12bbdd"),
+    (Command::ReadIndexOk, 256, "49484746454443421d0000000000001d", "70fe34e24aa071cfca7360b689445cc3"),
+    (Command::Forward, 265, "", "6b32e75860504e2de052ab9fef1a109b"),
+    (Command::GetChunk, 256, "cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd", "73aa8dfebd1037fda72225c7bc8337e0"),
+    (Command::Chunk, 261, "f9c95b9ee41850de5ffc42a5c0f0d87b", "a545ac3ee3825420cdd13099b4d3fcc8"),
+    (Command::MissingChunk, 256, "cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd", "eeec13d7ba1a9794e01c5f44fb5dc691"),
     (
         Command::Refused,
         256,
         "d0dfdedddcdbdad9d8d7d6d5d4d3d2d1282726252423222103",
-        "33607ac23eb081a317fa3e31a104e00c",
+        "fc482290d8d5422ec5c7fbc66aa0d551",
     ),
 ];
 
@@ -298,7 +299,7 @@ fn a_header_is_laid_out_as_documented() {
     assert_eq!(bytes[56..64], [0xe0, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(bytes[64..72], [0xf0, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(bytes[72..76], [0, 1, 0, 0]);
-    assert_eq!(bytes[76..78], [2, 0]);
+    assert_eq!(bytes[76..78], [3, 0]);
     assert_eq!(bytes[78], 2);
     assert_eq!(bytes[79], 0x12);
     assert_eq!(bytes[80..88], [0xe1, 0, 0, 0, 0, 0, 0, 0xe1]);
@@ -384,12 +385,12 @@ fn an_entry_of_another_cluster_is_refused_inside_a_message_of_ours() {
 #[test]
 fn a_newer_release_is_stepped_over_and_named() {
     let mut newer_version = sample(Command::Forward).encode(CLUSTER);
-    newer_version[76] = 3;
+    newer_version[76] = 4;
     // Whatever the newer release's body checksum covers.
     newer_version[16] ^= 1;
     let header = Checksum::of(&newer_version[16..256]);
     newer_version[..16].copy_from_slice(&header.to_bytes());
-    assert_eq!(decode(&newer_version), Err(DecodeError::UnknownVersion { found: 3 }));
+    assert_eq!(decode(&newer_version), Err(DecodeError::UnknownVersion { found: 4 }));
     assert_eq!(Message::size(newer_version.first_chunk().unwrap(), CLUSTER), Ok(newer_version.len()));
 
     for unknown in (0..=u8::MAX).filter(|byte| Command::ALL.iter().all(|command| *command as u8 != *byte)) {
@@ -607,6 +608,11 @@ fn any_message(prng: &mut Prng) -> Message {
             head: any_op(prng),
             checkpoint: any_op(prng),
             disk_age_us: any_u64(prng) as u32,
+            sync: prng.chance(1, 2).then(|| {
+                let chunks = any_u64(prng) as u32;
+                let fetched = prng.below(u64::from(chunks) + 1) as u32;
+                SyncProgress { op: Op::new(any_u64(prng).max(1)), fetched, chunks }
+            }),
         },
         Command::StartViewChange => Payload::StartViewChange { to: any_stamp(prng) },
         Command::DoViewChange => {

@@ -14,7 +14,7 @@ use super::retry::Retry;
 use super::{Applied, Output, Part, Replica};
 use crate::{
     Checkpoint, Checksum, Digest, Duration, Event, Instant, Mutation, Op, OpRef, Payload, Release, ReplicaId,
-    Timestamp, WriteNumber,
+    SyncProgress, Timestamp, WriteNumber,
 };
 
 /// The most chunks asked for at a time. With the size of a chunk it bounds what a transfer takes of the network
@@ -63,6 +63,8 @@ struct Transfer {
     target: Checkpoint,
     /// What storage last said is missing.
     wanted: BTreeMap<Checksum, ChunkRequest>,
+    /// How many chunks were missing when storage first knew, and how many still are.
+    chunks: Option<(u32, u32)>,
     /// Every chunk is here.
     held: bool,
 }
@@ -279,6 +281,25 @@ impl Replica {
             .is_some_and(|transfer| self.log.checkpoint().entry.op < transfer.target.entry.op)
     }
 
+    /// How far the state is that this replica fetches or installs, to go on from.
+    pub fn sync_progress(&self) -> Option<SyncProgress> {
+        let fetching = self.checkpoints.transfer.as_ref().filter(|_| self.is_syncing());
+        match fetching {
+            Some(Transfer { target, held: true, .. }) => {
+                Some(SyncProgress { op: target.entry.op, fetched: 1, chunks: 1 })
+            }
+            Some(Transfer { target, chunks, .. }) => {
+                let (chunks, left) = chunks.unwrap_or((0, 0));
+                Some(SyncProgress { op: target.entry.op, fetched: chunks - left, chunks })
+            }
+            None if self.checkpoints.installing => {
+                let op = self.log.checkpoint().entry.op;
+                (op != Op::ROOT).then_some(SyncProgress { op, fetched: 1, chunks: 1 })
+            }
+            None => None,
+        }
+    }
+
     /// Begins, goes on with, or ends a transfer.
     pub(super) fn advance_transfer(&mut self) {
         self.drop_overtaken_transfer();
@@ -388,7 +409,7 @@ impl Replica {
     fn start_transfer(&mut self, target: Checkpoint) {
         // Its superblock would name what is not here after a crash.
         let held = self.options.mutations.breaks(Mutation::SuperblockBeforeChunks);
-        self.checkpoints.transfer = Some(Transfer { target, wanted: BTreeMap::new(), held });
+        self.checkpoints.transfer = Some(Transfer { target, wanted: BTreeMap::new(), chunks: None, held });
         self.event(Event::SyncStarted { op: target.entry.op });
         if !held {
             self.outputs.push_back(Output::Fetch(target));
@@ -396,17 +417,22 @@ impl Replica {
     }
 
     /// Storage lacks chunks of a checkpoint: of the one that is being fetched, or of the own one.
-    pub(super) fn on_chunks_missing(&mut self, root: Checksum, ids: Vec<Checksum>) {
+    pub(super) fn on_chunks_missing(&mut self, root: Checksum, ids: Vec<Checksum>, in_all: u32) {
         let own = *self.log.checkpoint();
         if self.checkpoints.transfer.is_none() && own.root == Some(root) {
             let op = own.entry.op;
-            self.checkpoints.transfer = Some(Transfer { target: own, wanted: BTreeMap::new(), held: false });
+            self.checkpoints.transfer =
+                Some(Transfer { target: own, wanted: BTreeMap::new(), chunks: None, held: false });
             self.event(Event::CheckpointDamaged { op });
         }
         let now = self.now.monotonic;
         let Some(transfer) = self.checkpoints.transfer.as_mut() else { return };
         if transfer.target.root != Some(root) {
             return;
+        }
+        if 0 < in_all {
+            let (at_first, _) = transfer.chunks.unwrap_or((in_all, in_all));
+            transfer.chunks = Some((at_first.max(in_all), in_all));
         }
         for id in ids.into_iter().take(CHUNKS_WANTED_MAX) {
             if CHUNKS_WANTED_MAX <= transfer.wanted.len() {
@@ -516,6 +542,9 @@ impl Replica {
         let Some(transfer) = &mut self.checkpoints.transfer else { return };
         if transfer.target.root != Some(root) || transfer.wanted.remove(&id).is_none() {
             return;
+        }
+        if let Some((_, left)) = &mut transfer.chunks {
+            *left = left.saturating_sub(1);
         }
         if transfer.wanted.is_empty() {
             // The list may have named more.

@@ -129,6 +129,7 @@ impl Replica {
                 head: self.head(),
                 checkpoint: self.log.checkpoint().entry.op,
                 disk_age_us: self.disk_age_us(),
+                sync: self.sync_progress(),
             };
             self.send(Recipients::One(from), ok);
         }

@@ -11,7 +11,7 @@ use super::{Part, Proposed, Recipients, Replica, Room};
 use crate::event::{Abdication, DropReason, Suspicion};
 use crate::{
     Applied, Clocks, Duration, Entry, EntryHeader, Event, Instant, Mutation, Op, OpRef, Payload, ReplicaId,
-    Stamp, Timestamp,
+    Stamp, SyncProgress, Timestamp,
 };
 
 /// A disk that answers within this is healthy enough to lead.
@@ -88,6 +88,7 @@ impl Replica {
             body_size: u32::try_from(body.len()).expect("can_propose has compared it with the largest body"),
             body_checksum: crate::Checksum::of(&body),
         };
+        let size = body.len();
         let entry = Entry::new(header, body).expect("size and checksum were just taken from this body");
         let name = entry.op_ref();
         self.log.push(entry.header().clone());
@@ -102,7 +103,7 @@ impl Replica {
         {
             leading.resend = Retry::now(now + patience);
         }
-        self.pause_intake();
+        self.pause_intake(size);
         Proposed { entry: name, born: self.stamp }
     }
 
@@ -293,6 +294,7 @@ impl Replica {
         read_round: u64,
         applied: Applied,
         disk_age_us: u32,
+        sync: Option<SyncProgress>,
     ) {
         let now = self.now.monotonic;
         if stamp != self.stamp {
@@ -302,6 +304,7 @@ impl Replica {
         leading.disks.insert(from, (Duration::from_micros(u64::from(disk_age_us)), now));
         leading.rounds.heard(from, read_round);
         self.note_progress(from, applied.op);
+        self.note_sync(from, sync);
         self.hear_digest(from, applied);
         self.confirm_rounds();
     }

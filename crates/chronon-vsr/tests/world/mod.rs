@@ -116,6 +116,11 @@ impl Vault {
         self.ids(root).into_iter().filter(|id| !self.chunks.contains_key(id)).collect()
     }
 
+    /// How many chunks are missing in all; none while the list is.
+    fn lacks(&self, root: Checksum) -> u32 {
+        if self.chunks.contains_key(&root) { self.missing(root).len() as u32 } else { 0 }
+    }
+
     /// The superblock names this checkpoint: what neither it nor the one before needs goes.
     fn keep(&mut self, root: Checksum) {
         if self.generations.back() == Some(&root) {
@@ -414,7 +419,8 @@ impl Cluster {
         let Some(root) = disk.state.checkpoint.root else { return };
         let ids = disk.vault.missing(root);
         if !ids.is_empty() {
-            self.input(i, Input::ChunksMissing { root, ids });
+            let in_all = disk.vault.lacks(root);
+            self.input(i, Input::ChunksMissing { root, ids, in_all });
         }
     }
 
@@ -926,7 +932,12 @@ impl Cluster {
             Job::Fetch(checkpoint) => {
                 let root = checkpoint.root.expect("genesis is not fetched");
                 let ids = vault.missing(root);
-                if ids.is_empty() { Input::ChunksHeld { root } } else { Input::ChunksMissing { root, ids } }
+                let in_all = vault.lacks(root);
+                if ids.is_empty() {
+                    Input::ChunksHeld { root }
+                } else {
+                    Input::ChunksMissing { root, ids, in_all }
+                }
             }
             Job::Store { root, id, bytes } => {
                 vault.chunks.insert(id, bytes);
@@ -949,7 +960,7 @@ impl Cluster {
                     self.hosts[i].last_timestamp = timestamp;
                     Input::Applied(applied)
                 } else {
-                    Input::ChunksMissing { root, ids }
+                    Input::ChunksMissing { root, ids, in_all: vault.lacks(root) }
                 }
             }
         };
