@@ -203,9 +203,11 @@ impl Workload for BankWorkload {
         encode(&Outcome { status: 200 })
     }
 
-    fn terms(&self, effect: &[u8]) -> EffectTerms {
+    fn terms(&self, effect: &[u8]) -> Option<EffectTerms> {
         let transfer = decode::<Effect>(effect).map(|effect| effect.transfer);
-        transfer.and_then(|transfer| self.terms.get(&transfer)).map_or_else(EffectTerms::default, limits)
+        Some(
+            transfer.and_then(|transfer| self.terms.get(&transfer)).map_or_else(EffectTerms::default, limits),
+        )
     }
 
     fn describe_command(&self, command: &[u8]) -> String {

@@ -52,6 +52,11 @@ impl MachineClock {
         self.skew = skew;
     }
 
+    /// How far off the wall clock was set.
+    pub(crate) fn skew(&self) -> i64 {
+        self.skew
+    }
+
     /// The machine boots: its monotonic clock starts somewhere else.
     pub(crate) fn reboot(&mut self, boot: Duration) {
         self.boot = u64::try_from(boot.as_nanos()).unwrap_or(u64::MAX / 4);

@@ -27,8 +27,11 @@ impl Swarm {
                 let (sender, next, stop) = (sender.clone(), &next, &stop);
                 scope.spawn(move || {
                     while !stop.load(Ordering::Relaxed) {
-                        let seed = next.fetch_add(1, Ordering::Relaxed);
-                        if end <= seed || sender.send(self.run_and_compare(seed)).is_err() {
+                        // Never past the end, which may be the last number there is.
+                        let step = |seed| if seed < end { Some(seed + 1) } else { None };
+                        let seed = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step);
+                        let Ok(seed) = seed else { return };
+                        if sender.send(self.run_and_compare(seed)).is_err() {
                             return;
                         }
                     }

@@ -1,5 +1,6 @@
 //! What can happen in a world, and what can be done to it.
 
+use core::fmt;
 use std::sync::Arc;
 
 use chronon_kernel::{Answer, Attempt, Ended};
@@ -97,6 +98,55 @@ pub enum Fault {
     Clock(ReplicaId, i64),
     /// The replica is asked to give its primacy up.
     StepDown(ReplicaId),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::Kill(replica) => write!(f, "R{replica} is killed"),
+            Fault::KillWithin(replica, outputs) => {
+                write!(f, "R{replica} is to be killed after {outputs} more outputs")
+            }
+            Fault::PowerOff(replica) => write!(f, "R{replica} loses its power"),
+            Fault::Start(replica) => write!(f, "R{replica} is started"),
+            Fault::Pause(replica) => write!(f, "R{replica} is stopped (SIGSTOP)"),
+            Fault::Resume(replica) => write!(f, "R{replica} goes on (SIGCONT)"),
+            Fault::Cut(from, to) => write!(f, "nothing passes from R{from} to R{to} any more"),
+            Fault::Mend(from, to) => write!(f, "messages pass from R{from} to R{to} again"),
+            Fault::MendAll => f.write_str("all wires are whole again"),
+            Fault::DiskStall(replica, Duration::ZERO) => write!(f, "R{replica}'s disk stalls no more"),
+            Fault::DiskStall(replica, stall) => {
+                write!(f, "each step of R{replica}'s disk takes {stall:?} longer")
+            }
+            Fault::SlowExecution(replica, Duration::ZERO) => {
+                write!(f, "R{replica} executes no slower any more")
+            }
+            Fault::SlowExecution(replica, each) => write!(f, "R{replica} takes {each:?} longer for each op"),
+            Fault::DiskError(replica) => write!(f, "R{replica}'s next write or flush fails"),
+            Fault::Rot(replica, _) => write!(f, "a bit flips in R{replica}'s log"),
+            Fault::Harm(replica, region, harm, _) => {
+                let region = match region {
+                    Region::Wal => "log",
+                    Region::Superblock => "superblock",
+                    Region::Packs => "packs",
+                };
+                let harm = match harm {
+                    Harm::Rot => "rots",
+                    Harm::Unreadable => "can't be read any more",
+                    Harm::Lost => "never got what was last written to it",
+                    Harm::Misdirected => "did not get what was last written to it, for another page did",
+                };
+                write!(f, "a page of R{replica}'s {region} {harm}")
+            }
+            Fault::DiskFull(replica, true) => write!(f, "R{replica}'s disk is full"),
+            Fault::DiskFull(replica, false) => write!(f, "R{replica}'s disk has room again"),
+            Fault::Clock(replica, 0) => write!(f, "R{replica}'s wall clock is right again"),
+            Fault::Clock(replica, skew) => {
+                write!(f, "R{replica}'s wall clock is set {} ms off", skew / 1_000_000)
+            }
+            Fault::StepDown(replica) => write!(f, "R{replica} is asked to give its primacy up"),
+        }
+    }
 }
 
 /// A part of a replica's disk.

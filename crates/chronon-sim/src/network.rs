@@ -133,6 +133,11 @@ impl Network {
         self.cut[usize::from(from.value())][usize::from(to.value())] = cut;
     }
 
+    /// Whether nothing is cut.
+    pub(crate) fn is_whole(&self) -> bool {
+        !self.cut.iter().flatten().any(|cut| *cut)
+    }
+
     pub(crate) fn heal(&mut self) {
         self.cut = [[false; VOTERS_MAX]; VOTERS_MAX];
     }

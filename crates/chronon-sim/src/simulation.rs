@@ -8,24 +8,26 @@
 //!     .run();
 //! ```
 
+use std::any::type_name;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use chronon_kernel::{
-    Attempt, EffectFilter, EffectId, EffectKey, EffectView, Engine, EngineOptions, SinkName, SinkSpec,
-    StateMachine, engine,
+    Attempt, Batch, CodecError, CommittedOp, EffectFilter, EffectId, EffectKey, EffectView, Engine,
+    EngineOptions, Lineage, Request, RequestResult, SinkName, SinkSpec, StateMachine, edge, engine,
 };
-use chronon_vsr::Prng;
+use chronon_vsr::{Op, Prng, VOTERS_MAX};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::determinism::Difference;
 use crate::{
-    Checker, Menu, Narrowed, Quiet, Sink, SinkBehaviour, SinkKind, SinkModel, Swarm, TraceMode, Violation,
-    Workload,
+    Checker, Config, EffectTerms, Menu, Narrowed, Quiet, SinkBehaviour, SinkKind, SinkModel, Swarm,
+    TraceMode, Violation, Workload,
 };
 
 /// Seeds that [`Simulation::run`] runs unless told otherwise.
@@ -33,6 +35,12 @@ const SEEDS: u64 = 40;
 
 /// Calls of all clients together, unless told otherwise.
 const CALLS: u32 = 120;
+
+/// What a simulated log takes in one op is 128 KiB, some of which is not the command's.
+const COMMAND_SIZE_MAX: usize = 127 * 1024;
+
+/// A client draws so often until it has a command that the machine admits.
+const DRAWS_MAX: usize = 1_000;
 
 /// Lines of the story that a failure tells.
 const STORY_LINES_MAX: usize = 60;
@@ -52,16 +60,28 @@ pub struct Simulation<M: StateMachine> {
 
 type AnswerBytes = Arc<dyn Fn(&[u8]) -> Vec<u8> + Send + Sync>;
 type Draw<T> = Arc<dyn Fn(&mut Prng) -> T + Send + Sync>;
+/// What a client draws: its bytes, or why no replica would take it.
+type Drawn = Result<Vec<u8>, NotTaken>;
 type Invariant<M> = Arc<dyn Fn(&End<'_, M>) -> Result<(), String> + Send + Sync>;
 
 /// What a world needs to know of the machine.
 struct Life<M: StateMachine> {
     sinks: Vec<Outside<M>>,
     setup: Vec<Vec<u8>>,
-    commands: Option<Draw<Vec<u8>>>,
+    commands: Option<Draw<Drawn>>,
     queries: Option<Draw<Vec<u8>>>,
     invariants: Vec<(String, Invariant<M>)>,
     aborts_allowed: bool,
+    /// The first command drawn that is no fit one for any replica, in words.
+    unfit: Option<String>,
+}
+
+/// Why a replica's edge would not take a command.
+enum NotTaken {
+    /// The machine's `admit` says no, to a client that may well try.
+    Refused(String),
+    /// Its type is none that can be replicated.
+    Unfit(String),
 }
 
 impl<M: StateMachine> Clone for Life<M> {
@@ -73,6 +93,7 @@ impl<M: StateMachine> Clone for Life<M> {
             queries: self.queries.clone(),
             invariants: self.invariants.clone(),
             aborts_allowed: self.aborts_allowed,
+            unfit: self.unfit.clone(),
         }
     }
 }
@@ -119,6 +140,7 @@ where
                 queries: None,
                 invariants: Vec::new(),
                 aborts_allowed: false,
+                unfit: None,
             },
             seeds: 0..SEEDS,
             replicas: None,
@@ -137,31 +159,51 @@ where
         answer: impl Fn(M::Effect) -> M::Outcome + Send + Sync + 'static,
     ) -> Simulation<M> {
         let name = SinkName::new(name).unwrap_or_else(|error| panic!("{error}"));
+        assert!(
+            self.life.sinks.iter().all(|sink| sink.name != name),
+            "there are two sinks named {name}: give each a name of its own"
+        );
+        let sink = name.clone();
         let answer = move |effect: &[u8]| {
-            encode(&answer(decode::<M::Effect>(effect).expect("the machine's own effect can be read back")))
+            let effect = decode::<M::Effect>(effect)
+                .unwrap_or_else(|| panic!("sink {sink}: {}", unreadable::<M::Effect>("effect")));
+            let outcome = encode("outcome", &answer(effect));
+            if decode::<M::Outcome>(&outcome).is_none() {
+                panic!("sink {sink}: {}", unreadable::<M::Outcome>("outcome"));
+            }
+            outcome
         };
         self.life.sinks.push(Outside { name, model, answer: Arc::new(answer), machine: PhantomData });
         self
     }
 
     /// A command that is applied before the clients begin. In order, one after another.
+    ///
+    /// # Panics
+    ///
+    /// When no replica would take the command.
+    #[track_caller]
     pub fn first(mut self, command: M::Command) -> Simulation<M> {
-        self.life.setup.push(encode(&command));
+        match at_the_edge::<M>(&command) {
+            Ok(command) => self.life.setup.push(command),
+            Err(NotTaken::Refused(why) | NotTaken::Unfit(why)) => panic!(".first({command:?}): {why}"),
+        }
         self
     }
 
-    /// What clients submit.
+    /// What clients submit. What they draw goes through the edge of a replica, as it does in production: what the
+    /// machine's `admit` refuses is drawn again, and a command that can't be replicated is a finding.
     pub fn commands(
         mut self,
         draw: impl Fn(&mut Prng) -> M::Command + Send + Sync + 'static,
     ) -> Simulation<M> {
-        self.life.commands = Some(Arc::new(move |prng| encode(&draw(prng))));
+        self.life.commands = Some(Arc::new(move |prng| at_the_edge::<M>(&draw(prng))));
         self
     }
 
     /// What clients ask. Without it they ask nothing.
     pub fn queries(mut self, draw: impl Fn(&mut Prng) -> M::Query + Send + Sync + 'static) -> Simulation<M> {
-        self.life.queries = Some(Arc::new(move |prng| encode(&draw(prng))));
+        self.life.queries = Some(Arc::new(move |prng| encode("query", &draw(prng))));
         self
     }
 
@@ -175,7 +217,7 @@ where
         self
     }
 
-    /// A command that panics, or emits what it may not, is no finding.
+    /// A command that panics, or emits what it may not, is no finding; nor is `settled`, `parked` or `timer` that does.
     pub fn aborts_allowed(mut self) -> Simulation<M> {
         self.life.aborts_allowed = true;
         self
@@ -224,20 +266,74 @@ where
     }
 
     /// Like [`run`](Simulation::run), and returns what was found first.
+    ///
+    /// # Panics
+    ///
+    /// When the simulation is none: it lacks something, or would run nothing.
+    #[track_caller]
     pub fn find(&self) -> Option<Found> {
         if let Ok(words) = std::env::var(RERUN) {
             return self.rerun(&words);
         }
-        if let Err(difference) = self.check_determinism(self.seeds.start) {
-            return Some(Found { seed: self.seeds.start, what: difference.to_string(), ..Found::default() });
+        let (seeds, swarm) = (self.seeds.clone(), self.swarm());
+        assert!(!seeds.is_empty(), ".seeds({seeds:?}) names no seed, so nothing would be run");
+        self.must_run(&swarm);
+        // What panics while the log is recorded does so in a seed as well, which then has a story.
+        let checked = catch_unwind(AssertUnwindSafe(|| self.check_determinism(seeds.start)));
+        if let Ok(Err(difference)) = checked {
+            return Some(Found { seed: seeds.start, what: difference.to_string(), ..Found::default() });
         }
-        let swarm = self.swarm();
-        let failures = swarm.run_seeds(self.seeds.clone(), |report| report.failure.is_none());
-        failures.first().map(|first| self.tell(swarm.narrow(first)))
+        let failures = swarm.run_seeds(seeds, |report| report.failure.is_none());
+        match (failures.first(), checked) {
+            (Some(first), _) => Some(self.tell(swarm.narrow(first))),
+            (None, Err(panic)) => resume_unwind(panic),
+            (None, Ok(_)) => None,
+        }
+    }
+
+    /// A simulation of nothing would be green for ever.
+    #[track_caller]
+    fn must_run(&self, swarm: &Swarm) {
+        let calls = swarm.calls != Some(0) && swarm.clients != Some(0);
+        assert!(
+            self.life.commands.is_some() || !calls,
+            "what do clients submit? A simulation needs .commands(..)"
+        );
+        assert!(
+            calls || !self.life.setup.is_empty(),
+            "without clients and their calls, and without .first(..), nothing would be run"
+        );
+        if let Some(replicas) = swarm.replicas {
+            assert!(
+                (1..=VOTERS_MAX).contains(&replicas),
+                "a cluster has 1 to {VOTERS_MAX} replicas, not {replicas}"
+            );
+        }
+        self.must_take_sinks();
+    }
+
+    /// The kernel itself is asked whether it takes the sinks.
+    #[track_caller]
+    fn must_take_sinks(&self) {
+        let Config { engine: limits, stamp, wall_start, mutations, .. } = Config::calm(1, 0);
+        let mut kernel = engine::<M>(EngineOptions { lineage: Lineage(0), limits, mutations });
+        let set = self.life.sinks.iter().map(|Outside { name, model, .. }| {
+            let (name, spec) = (name.clone(), Some(model.spec.clone()));
+            Request::SinkSet { name, spec, expected_revision: None }.encode()
+        });
+        let body = Batch::join(&set.collect::<Vec<_>>());
+        let op = CommittedOp { op: Op::new(1), born: stamp, timestamp: wall_start, body: &body, skips: &[] };
+        let Ok(applied) = kernel.commit(op) else { return };
+        for (sink, result) in self.life.sinks.iter().zip(applied.results) {
+            if let RequestResult::Refused(why) = result {
+                panic!("sink {} can't be set: {why}", sink.name);
+            }
+        }
     }
 
     /// Whether the machine does the same whenever and however often it is run. Runs one log of this seed several times,
     /// with other hash seeds and, the last time, more than a second later; compares every result and every write.
+    #[track_caller]
     pub fn check_determinism(&self, seed: u64) -> Result<(), Difference> {
         crate::determinism::check(seed, || Box::new(self.life.clone()))
     }
@@ -254,13 +350,14 @@ where
     }
 
     /// One seed, in the world that a failure named.
+    #[track_caller]
     fn rerun(&self, words: &str) -> Option<Found> {
         let mut swarm = Swarm { trace: TraceMode::Lines, ..self.swarm() };
         let mut words = words.split_whitespace();
         let seed = words.next().and_then(|seed| seed.parse().ok());
         let seed = seed.unwrap_or_else(|| panic!("{RERUN} begins with a seed"));
         while let Some(flag) = words.next() {
-            let value = words.next().unwrap_or_default();
+            let value = words.next().unwrap_or_else(|| panic!("{RERUN}: {flag} lacks what comes behind it"));
             let number = || value.parse::<u32>().unwrap_or_else(|_| panic!("{RERUN}: {flag} takes a number"));
             match flag {
                 "--replicas" => swarm.replicas = Some(number() as usize),
@@ -273,6 +370,7 @@ where
                 _ => panic!("{RERUN}: {flag} is none of --replicas, --faults, --clients, --calls"),
             }
         }
+        self.must_run(&swarm);
         let report = swarm.run_seed(seed);
         report.trace.iter().for_each(|line| println!("{line}"));
         report.failure.is_some().then(|| self.tell(Narrowed { swarm, report, runs: 1 }))
@@ -369,19 +467,27 @@ impl<M: StateMachine> End<'_, M> {
     ///
     /// When the machine's `query` does.
     pub fn query(&self, query: &M::Query) -> M::Answer {
-        let answer = self.quiet.engine.query(&encode(query));
+        let answer = self.quiet.engine.query(&encode("query", query));
         let answer = answer.unwrap_or_else(|error| panic!("{error}"));
         decode(&answer).expect("the machine's own answer can be read back")
     }
 
     /// Everything that a sink did, in order. None of it can be taken back.
+    ///
+    /// # Panics
+    ///
+    /// When the simulation has no sink of this name.
+    #[track_caller]
     pub fn deeds(&self, sink: &str) -> Vec<Deed<M::Effect>> {
-        let sink = self.quiet.sinks.iter().find(|(name, _)| name.as_str() == sink);
-        let deeds = sink.map_or(&[][..], |(_, sink): (_, &Sink)| sink.ledger());
+        let found = self.quiet.sinks.iter().find(|(name, _)| name.as_str() == sink);
+        let Some((_, found)) = found else {
+            let names: Vec<&str> = self.quiet.sinks.keys().map(SinkName::as_str).collect();
+            panic!("no sink is named {sink:?}; there are: {}", names.join(", "));
+        };
         let deed = |act: &crate::Act| {
             Some(Deed { effect: decode(&act.payload)?, id: act.effect, key: act.key.clone() })
         };
-        deeds.iter().filter_map(deed).collect()
+        found.ledger().iter().filter_map(deed).collect()
     }
 
     /// Every effect that was emitted, with its attempts and its outcome.
@@ -390,6 +496,11 @@ impl<M: StateMachine> End<'_, M> {
     }
 
     /// No two deeds of a sink are for the same thing.
+    ///
+    /// # Panics
+    ///
+    /// When the simulation has no sink of this name.
+    #[track_caller]
     pub fn at_most_one_deed<T: Ord + fmt::Debug>(
         &self,
         sink: &str,
@@ -429,9 +540,22 @@ where
     }
 
     fn command(&mut self, prng: &mut Prng) -> Vec<u8> {
-        let draw =
-            self.commands.as_ref().expect("a simulation needs .commands(..): what do its clients submit?");
-        draw(prng)
+        let draw = self.commands.as_ref().expect("looked at before anything is run");
+        let mut refused = String::new();
+        for _ in 0..DRAWS_MAX {
+            match draw(prng) {
+                Ok(command) => return command,
+                Err(NotTaken::Refused(why)) => refused = why,
+                Err(NotTaken::Unfit(why)) => {
+                    self.unfit.get_or_insert(format!("a command that .commands(..) drew: {why}"));
+                    return Vec::new();
+                }
+            }
+        }
+        self.unfit.get_or_insert(format!(
+            "of {DRAWS_MAX} commands that .commands(..) drew one after another none is admitted; of the last one {refused}"
+        ));
+        Vec::new()
     }
 
     fn query(&mut self, prng: &mut Prng) -> Vec<u8> {
@@ -440,6 +564,10 @@ where
 
     fn asks_queries(&self) -> bool {
         self.queries.is_some()
+    }
+
+    fn terms(&self, _effect: &[u8]) -> Option<EffectTerms> {
+        None
     }
 
     fn outcome(&self, attempt: &Attempt) -> Vec<u8> {
@@ -467,14 +595,46 @@ where
     }
 
     fn check_quiet(&self, quiet: &Quiet<'_>) -> Result<(), String> {
+        if let Some(unfit) = &self.unfit {
+            return Err(unfit.clone());
+        }
         if let Some((command, why)) = quiet.aborted.first().filter(|_| !self.aborts_allowed) {
             return Err(format!("{} was aborted: {why}", self.describe_command(command)));
+        }
+        if let Some(op) = quiet.callbacks_aborted.first().filter(|_| !self.aborts_allowed) {
+            return Err(self.describe_aborted(*op, quiet));
         }
         let end = End { quiet, machine: PhantomData };
         for (name, holds) in &self.invariants {
             holds(&end).map_err(|why| format!("not true that {name}: {why}"))?;
         }
         Ok(())
+    }
+}
+
+impl<M: StateMachine> Life<M>
+where
+    M::Command: fmt::Debug,
+    M::Reply: fmt::Debug,
+    M::Effect: fmt::Debug,
+{
+    /// A call of the machine other than `apply` was undone in this op: which it may have been.
+    fn describe_aborted(&self, op: Op, quiet: &Quiet<'_>) -> String {
+        let effects = quiet.engine.effects(&EffectFilter::default(), None, usize::MAX);
+        let settled =
+            effects.iter().find(|view| view.outcome.as_ref().is_some_and(|outcome| outcome.op == op.value()));
+        let parked = effects.iter().find(|view| quiet.replayed.parked_in(view.id) == Some(op));
+        let what = match settled.or(parked) {
+            Some(view) => {
+                let call = if settled.is_some() { "settled" } else { "parked" };
+                format!("{call} for effect {}, {}", view.id, self.describe_effect(&view.payload))
+            }
+            None => "timer, or settled or parked for an effect of an earlier op".to_owned(),
+        };
+        format!(
+            "in op {op} the machine panicked, or did what it may not, where nobody hears of it: in {what}. What it did there \
+             was undone"
+        )
     }
 }
 
@@ -492,13 +652,51 @@ fn is_told(line: &str) -> bool {
     replica || who == "sink" || who == "fault" || who.starts_with('C')
 }
 
-/// The test that runs, if a test runs.
+/// What names the test that runs, and no other, to `cargo test`.
 fn test_name() -> String {
-    std::thread::current().name().unwrap_or_default().to_owned()
+    // Cargo says which package's test it runs; a test runs in a thread of its name.
+    let package =
+        std::env::var("CARGO_PKG_NAME").map_or_else(|_| String::new(), |name| format!("-p {name} "));
+    let thread = std::thread::current();
+    format!("{package}{} -- --exact", thread.name().unwrap_or("NAME_OF_THE_TEST"))
 }
 
-fn encode<T: Serialize>(value: &T) -> Vec<u8> {
-    postcard::to_allocvec(value).expect("the machine's types can be written")
+/// A command as a replica takes it from a client: the very check of production.
+fn at_the_edge<M: StateMachine>(command: &M::Command) -> Result<Vec<u8>, NotTaken> {
+    let bytes = postcard::to_allocvec(command).map_err(|error| {
+        NotTaken::Unfit(format!("the type {} can't be written: {error}", type_name::<M::Command>()))
+    })?;
+    if COMMAND_SIZE_MAX < bytes.len() {
+        return Err(NotTaken::Unfit(format!(
+            "it takes {} bytes, and the logs of the simulator are made for commands of {COMMAND_SIZE_MAX} at most (those of \
+             production for 1 MiB)",
+            bytes.len()
+        )));
+    }
+    match edge::<M>().check_command(&bytes) {
+        Ok(()) => Ok(bytes),
+        Err(CodecError::Refused { code, message }) => {
+            Err(NotTaken::Refused(format!("the machine's admit refuses it as {code}: {message}")))
+        }
+        Err(CodecError::Bytes { .. } | CodecError::NotReadBack { .. }) => {
+            Err(NotTaken::Unfit(unreadable::<M::Command>("command")))
+        }
+        Err(error @ (CodecError::Float { .. } | CodecError::Json { .. })) => {
+            Err(NotTaken::Unfit(error.to_string()))
+        }
+    }
+}
+
+/// What to say of a type that its codec can't read back.
+fn unreadable<T>(what: &'static str) -> String {
+    let error = CodecError::NotReadBack { what };
+    let name = type_name::<T>();
+    format!("{error}: look in {name} for untagged, flatten, or skip_serializing_if without a fixed place")
+}
+
+fn encode<T: Serialize>(what: &str, value: &T) -> Vec<u8> {
+    postcard::to_allocvec(value)
+        .unwrap_or_else(|error| panic!("the {what} type {} can't be written: {error}", type_name::<T>()))
 }
 
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {

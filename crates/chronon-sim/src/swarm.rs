@@ -899,6 +899,10 @@ impl Run {
         let mut since = world.now();
         loop {
             run(world, Duration::from_millis(100))?;
+            // Nobody here skips what a machine halts at.
+            if let Some(halted) = world.anyone_halted() {
+                return Err(Violation::new(Checker::Machine, halted));
+            }
             let Err(why) = world.is_quiet() else { return Ok(()) };
             since = since.max(world.oldest_call().unwrap_or(since));
             if since + LIVENESS_MAX <= world.now() {

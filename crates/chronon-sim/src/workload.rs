@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use chronon_kernel::{AbortReason, Attempt, Engine, EngineOptions, RequestId, SinkName, SinkSpec};
-use chronon_vsr::{Duration, Prng, Timestamp};
+use chronon_vsr::{Duration, Op, Prng, Timestamp};
 
+use crate::checker::Replayed;
 use crate::{Begun, Completed, Sink, SinkBehaviour, SinkKind};
 
 /// A machine and the life around it. Implement it for your own machine to run that in the simulator.
@@ -34,9 +35,9 @@ pub trait Workload {
         (SinkKind::of(spec.contract), drawn)
     }
 
-    /// When the effect with this body may start, as the command that emitted it asked.
-    fn terms(&self, _effect: &[u8]) -> EffectTerms {
-        EffectTerms::default()
+    /// When the effect with this body may start, as the command that emitted it asked. None: only the machine knows.
+    fn terms(&self, _effect: &[u8]) -> Option<EffectTerms> {
+        Some(EffectTerms::default())
     }
 
     /// Whether clients ask queries at all.
@@ -98,6 +99,10 @@ pub struct Quiet<'a> {
     pub applied: Vec<Applied<'a>>,
     /// Every command that was aborted, in order, and why.
     pub aborted: Vec<(&'a [u8], &'a AbortReason)>,
+    /// The ops in which `settled`, `parked` or `timer` panicked, or emitted what it may not: what it did was undone.
+    pub callbacks_aborted: Vec<Op>,
+    /// What the replay showed on the way.
+    pub(crate) replayed: &'a Replayed,
     /// The sinks with their ledgers.
     pub sinks: &'a BTreeMap<SinkName, Sink>,
 }

@@ -4,9 +4,12 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use chronon::sim::{Menu, Simulation, SinkModel};
 use chronon::{
-    Context, Contract, Emit, Emitted, QueryContext, Settled, State, StateMachine, Table, TimerKey,
+    Context, Contract, Emit, Emitted, OnPanic, OnParked, Parked, QueryContext, Refused, Settled, State,
+    StateMachine, Table, TimerKey,
 };
 use serde::{Deserialize, Serialize};
 
@@ -156,10 +159,8 @@ fn a_failure_tells_seed_story_and_the_line_that_shows_it_again() {
     assert!(text.contains("out acts on "), "{text}");
     let rerun = found.rerun.unwrap();
     assert!(rerun.starts_with(&format!("CHRONON_SIM='{} --replicas 3 --faults none", found.seed)), "{rerun}");
-    assert!(
-        rerun.ends_with("cargo test a_failure_tells_seed_story_and_the_line_that_shows_it_again"),
-        "{rerun}"
-    );
+    let test = "-p chronon-sdk a_failure_tells_seed_story_and_the_line_that_shows_it_again -- --exact";
+    assert!(rerun.ends_with(&format!("cargo test {test}")), "{rerun}");
 }
 
 /// Remembers what is due tomorrow, looks around every second, and sends something in an hour.
@@ -219,4 +220,248 @@ fn a_machine_may_have_timers_that_ring_again_and_again_and_some_that_are_due_tom
         })
         .seeds(0..12)
         .run();
+}
+
+/// Emits what its command says, and does one thing more, or does it wrongly.
+#[derive(Clone, State)]
+struct Sender<const WHAT: u8> {
+    sent: Table<u64, u64>,
+}
+
+const PLAIN: u8 = 0;
+const DEADLINES: u8 = 1;
+const ADMITS: u8 = 2;
+const SETTLED_PANICS: u8 = 3;
+const PARKED_PANICS: u8 = 4;
+const TIMER_PANICS: u8 = 5;
+const APPLY_HALTS: u8 = 6;
+const SETTLED_HALTS: u8 = 7;
+
+impl<const WHAT: u8> StateMachine for Sender<WHAT> {
+    type Command = u64;
+    type Reply = ();
+    type Query = ();
+    type Answer = u64;
+    type Effect = u64;
+    type Outcome = ();
+    const VERSION: u32 = 1;
+    const ON_PANIC: OnPanic =
+        if WHAT == APPLY_HALTS || WHAT == SETTLED_HALTS { OnPanic::Halt } else { OnPanic::Abort };
+
+    fn genesis() -> Sender<WHAT> {
+        Sender { sent: Table::new() }
+    }
+
+    fn admit(number: &u64) -> Result<(), Refused> {
+        if WHAT == ADMITS && *number == 0 {
+            return Err(Refused { code: "zero".into(), message: "nothing can be divided by it".into() });
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, cx: &mut Context<'_, Self>, number: u64) {
+        assert!(WHAT != APPLY_HALTS || number != 17, "a seventeen");
+        let share = if WHAT == ADMITS { 100 / number } else { number };
+        self.sent.insert(number, share);
+        cx.set_timer(TimerKey(number.to_string()), cx.now() + Duration::from_millis(50));
+        let emit = Emit::to("out");
+        let deadline = Duration::from_millis(5 + number % 400);
+        cx.emit(if WHAT == DEADLINES { emit.deadline(deadline) } else { emit }, number);
+    }
+
+    fn settled(&mut self, _: &mut Context<'_, Self>, of: Emitted<u64>, _: Settled<()>) {
+        let bad = of.effect % 20 == 17;
+        assert!(!bad || WHAT != SETTLED_PANICS && WHAT != SETTLED_HALTS, "settled as a seventeen");
+        self.sent.insert(of.effect, 0);
+    }
+
+    fn parked(&mut self, _: &mut Context<'_, Self>, _: &Emitted<u64>, _: Parked) -> OnParked {
+        assert!(WHAT != PARKED_PANICS, "parked");
+        OnParked::Wait
+    }
+
+    fn timer(&mut self, _: &mut Context<'_, Self>, key: TimerKey) {
+        assert!(WHAT != TIMER_PANICS || key.0 != "17", "a seventeen rings");
+    }
+
+    fn query(&self, _: &QueryContext, (): ()) -> u64 {
+        self.sent.len() as u64
+    }
+}
+
+fn sender<const WHAT: u8>(sink: SinkModel) -> Simulation<Sender<WHAT>> {
+    Simulation::new().sink("out", sink, |_| ()).commands(|random| random.below(40)).seeds(0..4)
+}
+
+#[test]
+fn a_machine_may_give_effects_up_after_a_deadline_under_every_contract() {
+    for sink in [
+        SinkModel::deduplicating_api(),
+        SinkModel::mail_server(),
+        SinkModel::database(),
+        SinkModel::webhook_that_times_out(),
+        SinkModel::askable_api(),
+    ] {
+        sender::<DEADLINES>(sink).run();
+    }
+}
+
+#[test]
+fn what_a_machine_does_not_admit_never_reaches_it() {
+    sender::<ADMITS>(SinkModel::deduplicating_api()).run();
+    let found = sender::<ADMITS>(SinkModel::mail_server()).commands(|_| 0).seeds(0..1).find().unwrap();
+    assert!(found.what.contains("none is admitted"), "{found}");
+    assert!(found.what.contains("zero: nothing can be divided by it"), "{found}");
+}
+
+#[test]
+fn a_callback_that_panics_is_told_with_its_op_and_its_effect() {
+    let found = sender::<SETTLED_PANICS>(SinkModel::deduplicating_api()).find().unwrap();
+    assert!(found.what.contains("in settled for effect "), "{found}");
+    assert!(found.what.contains(", 17."), "{found}");
+    let found = sender::<PARKED_PANICS>(SinkModel::mail_server()).find().unwrap();
+    assert!(found.what.contains("in parked for effect "), "{found}");
+    let found = sender::<TIMER_PANICS>(SinkModel::deduplicating_api()).find().unwrap();
+    assert!(found.what.contains("in timer"), "{found}");
+    assert!(
+        sender::<TIMER_PANICS>(SinkModel::deduplicating_api()).aborts_allowed().seeds(0..1).find().is_none()
+    );
+}
+
+#[test]
+fn a_machine_that_halts_is_told_where_and_why() {
+    let found = sender::<APPLY_HALTS>(SinkModel::deduplicating_api()).find().unwrap();
+    assert!(found.what.contains("has halted at op "), "{found}");
+    assert!(found.what.contains("at 17, for the machine panicked: a seventeen"), "{found}");
+    let found = sender::<SETTLED_HALTS>(SinkModel::deduplicating_api()).find().unwrap();
+    assert!(found.what.contains("at the outcome of effect "), "{found}");
+    assert!(found.what.contains("settled as a seventeen"), "{found}");
+}
+
+#[test]
+fn to_ask_about_a_sink_that_is_not_there_is_a_finding() {
+    let found = sender::<PLAIN>(SinkModel::deduplicating_api())
+        .invariant("each is sent once", |end| end.at_most_one_deed("ouch", |number| *number))
+        .seeds(0..1)
+        .find()
+        .unwrap();
+    assert!(found.what.contains("no sink is named \"ouch\"; there are: out"), "{found}");
+}
+
+/// What a misuse panics with.
+fn said(misuse: impl FnOnce()) -> String {
+    let panic = catch_unwind(AssertUnwindSafe(misuse)).expect_err("it says so");
+    let literal = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    panic.downcast_ref::<String>().cloned().or(literal).expect("panics have words")
+}
+
+#[test]
+fn what_would_run_nothing_or_cannot_be_run_is_told_in_a_sentence() {
+    let plain = || sender::<PLAIN>(SinkModel::deduplicating_api());
+    let settle = Duration::from_millis(1);
+    let impatient = || SinkModel::askable_api().under(Contract::Probe { settle });
+    let misuses: [(&str, &dyn Fn()); 8] = [
+        (".seeds(3..3) names no seed", &|| plain().seeds(3..3).run()),
+        ("nothing would be run", &|| plain().calls(0).run()),
+        ("nothing would be run", &|| plain().clients(0).run()),
+        ("a cluster has 1 to 6 replicas, not 7", &|| plain().replicas(7).run()),
+        ("a cluster has 1 to 6 replicas, not 0", &|| plain().replicas(0).run()),
+        ("needs .commands(..)", &|| Simulation::<Sender<PLAIN>>::new().run()),
+        ("sink other can't be set: ", &|| plain().sink("other", impatient(), |_| ()).run()),
+        ("there are two sinks named out", &|| plain().sink("out", SinkModel::database(), |_| ()).run()),
+    ];
+    for (sentence, misuse) in misuses {
+        let said = said(misuse);
+        assert!(said.contains(sentence), "{said}");
+    }
+    let said = said(|| drop(Simulation::<Sender<ADMITS>>::new().first(0)));
+    assert!(said.contains(".first(0): the machine's admit refuses it as zero"), "{said}");
+}
+
+/// A machine with a command and an effect of these types.
+macro_rules! typist {
+    ($name:ident, $command:ty, $effect:ty, $emitted:expr) => {
+        #[derive(Clone, State)]
+        struct $name {
+            count: Table<u64, u64>,
+        }
+
+        impl StateMachine for $name {
+            type Command = $command;
+            type Reply = ();
+            type Query = ();
+            type Answer = ();
+            type Effect = $effect;
+            type Outcome = ();
+            const VERSION: u32 = 1;
+
+            fn genesis() -> $name {
+                $name { count: Table::new() }
+            }
+
+            fn apply(&mut self, cx: &mut Context<'_, Self>, _: $command) {
+                self.count.insert(0, 1);
+                cx.emit(Emit::to("out"), $emitted);
+            }
+
+            fn query(&self, _: &QueryContext, (): ()) {}
+        }
+    };
+}
+
+/// Can be read back from a format that names its fields, and from no other.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Skipping {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<u64>,
+    number: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Untagged {
+    Number(u64),
+    Text(String),
+}
+
+typist!(Carrier, Vec<u8>, (), ());
+typist!(Measurer, f64, (), ());
+typist!(Guesser, Untagged, (), ());
+typist!(Skipper, (), Skipping, Skipping { note: None, number: 500 });
+
+#[test]
+fn a_command_that_every_replica_would_refuse_is_a_finding() {
+    let out = SinkModel::deduplicating_api;
+    let found = Simulation::<Measurer>::new()
+        .sink("out", out(), |()| ())
+        .commands(|random| random.below(100) as f64 / 3.0)
+        .find()
+        .unwrap();
+    assert!(found.what.contains("holds a floating-point number"), "{found}");
+    let found = Simulation::<Guesser>::new()
+        .sink("out", out(), |()| ())
+        .commands(|random| Untagged::Number(random.below(9)))
+        .find()
+        .unwrap();
+    assert!(found.what.contains("the command does not survive its own encoding"), "{found}");
+    assert!(found.what.contains("simulation::Untagged"), "{found}");
+    let carrier = |bytes| {
+        let carrier = Simulation::<Carrier>::new().sink("out", out(), |()| ());
+        carrier.commands(move |_| vec![7; bytes]).seeds(0..1).calls(12)
+    };
+    carrier(127 * 1024 - 3).run();
+    let found = carrier(200 * 1024).find().unwrap();
+    assert!(found.what.contains("it takes 204803 bytes"), "{found}");
+}
+
+#[test]
+fn an_effect_that_cannot_be_read_back_is_a_finding_that_names_its_sink_and_its_type() {
+    let found = Simulation::<Skipper>::new()
+        .sink("out", SinkModel::mail_server(), |_| ())
+        .commands(|_| ())
+        .find()
+        .unwrap();
+    assert!(found.what.contains("sink out: the effect does not survive its own encoding"), "{found}");
+    assert!(found.what.contains("simulation::Skipping"), "{found}");
+    assert!(found.rerun.is_some());
 }

@@ -1,13 +1,13 @@
 //! The effects' auditor: compares what the log ordered with what the sinks' own ledgers show.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use chronon_kernel::{
     Attempt, AttemptKind, AttemptNumber, Contract, DeskAct, EffectFilter, EffectId, EffectKey, EffectState,
-    EffectView, Ended, Engine, Lineage, Parked, Request, RequestResult, SinkName,
+    EffectView, Ended, Engine, Lineage, Parked, Request, RequestResult, SinkName, SinkSpec,
 };
-use chronon_vsr::{Instant, Op, Stamp, Timestamp};
+use chronon_vsr::{Duration, Instant, Op, Stamp, Timestamp};
 
 use crate::{Checker, Commits, EffectTerms, Results, Sink, Violation, Workload};
 
@@ -52,6 +52,71 @@ struct Excused {
     acts: usize,
 }
 
+/// What a replay of the log shows of effects on the way.
+#[derive(Debug)]
+pub(crate) struct Replayed {
+    /// When those that are parked were parked.
+    parked: BTreeMap<EffectId, (Op, Timestamp)>,
+    /// Those that were emitted for later.
+    delayed: BTreeSet<EffectId>,
+    /// How far apart the kernel allows clocks to be.
+    clock_bound: Duration,
+}
+
+impl Replayed {
+    pub(crate) fn new(clock_bound: Duration) -> Replayed {
+        Replayed { parked: BTreeMap::new(), delayed: BTreeSet::new(), clock_bound }
+    }
+
+    /// An op was executed at this log time.
+    pub(crate) fn on_executed(&mut self, op: Op, now: Timestamp, engine: &dyn Engine) {
+        let status = engine.status();
+        let all = |state| {
+            let filter = EffectFilter { state: Some(state), ..EffectFilter::default() };
+            engine.effects(&filter, None, usize::MAX).into_iter().map(|view| view.id)
+        };
+        if status.scheduled != 0 {
+            self.delayed.extend(all(EffectState::Scheduled));
+        }
+        if status.parked == 0 {
+            self.parked.clear();
+            return;
+        }
+        let since = |id| self.parked.get(&id).copied().unwrap_or((op, now));
+        self.parked = all(EffectState::Parked).map(|id| (id, since(id))).collect();
+    }
+
+    /// The op in which an effect was parked.
+    pub(crate) fn parked_in(&self, effect: EffectId) -> Option<Op> {
+        self.parked.get(&effect).map(|(op, _)| *op)
+    }
+
+    fn parked_since(&self, effect: EffectId) -> Option<Timestamp> {
+        self.parked.get(&effect).map(|(_, since)| *since)
+    }
+}
+
+/// Whether attempts ended for this effect, parked at that time, though its contract allows more: there is a limit to their
+/// number, or the next one could not have started before the deadline. It waits for its back-off, of which the jitter adds
+/// a fifth at most; a probe may wait until a "no" is proof.
+fn may_be_given_up(
+    view: &EffectView,
+    spec: &SinkSpec,
+    parked: Option<Timestamp>,
+    clock_bound: Duration,
+) -> bool {
+    let proof = match view.contract {
+        Contract::Probe { settle } => settle + spec.timeout + clock_bound,
+        Contract::Transactional
+        | Contract::Idempotent { .. }
+        | Contract::AtMostOnce
+        | Contract::AtLeastOnce => Duration::ZERO,
+    };
+    let pause = (spec.backoff.max + spec.backoff.max / 5).max(proof);
+    let late = |deadline: Timestamp| parked.is_some_and(|parked| deadline <= parked + pause);
+    spec.backoff.attempts_max != 0 || view.deadline.is_some_and(late)
+}
+
 /// Watches attempts and ledgers.
 #[derive(Debug)]
 pub struct Effects {
@@ -59,13 +124,21 @@ pub struct Effects {
     seen: BTreeMap<EffectId, Seen>,
     /// The newest effect of each lane that left, and under which stamp.
     lanes: BTreeMap<(SinkName, String), (Turn, Stamp)>,
+    /// What left of lanes whose effects' terms nobody tells, in order: judged when a replay has shown who was delayed.
+    untold: Vec<((SinkName, String), EffectId, Stamp)>,
     /// What people were asked to answer for.
     excused: BTreeMap<EffectId, Excused>,
 }
 
 impl Effects {
     pub(crate) fn new(lineage: Lineage) -> Effects {
-        Effects { lineage, seen: BTreeMap::new(), lanes: BTreeMap::new(), excused: BTreeMap::new() }
+        Effects {
+            lineage,
+            seen: BTreeMap::new(),
+            lanes: BTreeMap::new(),
+            untold: Vec::new(),
+            excused: BTreeMap::new(),
+        }
     }
 
     /// Every effect that was ever attempted.
@@ -173,7 +246,7 @@ impl Effects {
         now: Instant,
         attempt: &Attempt,
         open: bool,
-        terms: EffectTerms,
+        terms: Option<EffectTerms>,
     ) -> Result<(), Violation> {
         let excused = self.excused(attempt.effect);
         let Some(seen) = self.seen.get_mut(&attempt.effect) else { return Ok(()) };
@@ -198,6 +271,13 @@ impl Effects {
         }
         seen.calls.push((now, attempt.number, attempt.stamp));
         if let Some(lane) = seen.lane.as_ref().filter(|_| open) {
+            let Some(terms) = terms else {
+                if attempt.spec.parked_holds_lane {
+                    let lane = (seen.sink.clone(), lane.clone());
+                    self.untold.push((lane, attempt.effect, attempt.stamp));
+                }
+                return Ok(());
+            };
             let (due, at_once) = (terms.due(attempt.emitted), terms.after.is_zero());
             let this = (Turn { due, at_once, effect: attempt.effect }, attempt.stamp);
             let newest = self.lanes.entry((seen.sink.clone(), lane.clone())).or_insert(this);
@@ -248,6 +328,7 @@ impl Effects {
         engine: &dyn Engine,
         sinks: &BTreeMap<SinkName, Sink>,
         workload: &dyn Workload,
+        replayed: &Replayed,
     ) -> Result<(), Violation> {
         let object = |what: String| Err(Violation::new(Checker::Effects, what));
         let effects = engine.effects(&EffectFilter::default(), None, usize::MAX);
@@ -275,9 +356,9 @@ impl Effects {
         }
         for view in effects.values() {
             let acts = sinks.get(&view.sink).map_or(0, |sink| sink.acts(&view.key).count());
-            let limited = engine.sink(&view.sink).is_some_and(|sink| sink.spec.backoff.attempts_max != 0);
-            let deadline = workload.terms(&view.payload).deadline(view.emitted);
-            if view.deadline != deadline
+            if let Some(terms) = workload.terms(&view.payload)
+                && let deadline = terms.deadline(view.emitted)
+                && view.deadline != deadline
                 && !deadline.is_some_and(|passed| was_reopened(commits, results, view.id, passed))
             {
                 return object(format!(
@@ -285,10 +366,12 @@ impl Effects {
                     view.id, view.deadline
                 ));
             }
-            let now = time_of(commits, commits.head()).unwrap_or(Timestamp::ZERO);
-            let limited = limited || view.deadline.is_some_and(|deadline| deadline <= now);
-            self.check_effect(view, acts, limited, commits).or_else(object)?;
+            let spec = engine.sink(&view.sink).map(|sink| sink.spec);
+            let since = replayed.parked_since(view.id);
+            let given_up = spec.is_some_and(|spec| may_be_given_up(view, &spec, since, replayed.clock_bound));
+            self.check_effect(view, acts, given_up, commits).or_else(object)?;
         }
+        self.check_untold_lanes(replayed).or_else(object)?;
         // What the ledger has was emitted, by a committed op, in just these words.
         for (name, sink) in sinks {
             for act in sink.ledger() {
@@ -304,6 +387,20 @@ impl Effects {
                     ));
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Lanes in which everybody is due at once keep the order of the log. Who was delayed joined at some other time.
+    fn check_untold_lanes(&self, replayed: &Replayed) -> Result<(), String> {
+        let mut newest: BTreeMap<&(SinkName, String), (EffectId, Stamp)> = BTreeMap::new();
+        for (lane, effect, stamp) in self.untold.iter().filter(|(_, id, _)| !replayed.delayed.contains(id)) {
+            let this = (*effect, *stamp);
+            let newest = newest.entry(lane).or_insert(this);
+            if this.0 < newest.0 && newest.1 <= this.1 {
+                return Err(format!("lane {}: effect {effect} leaves after {}", lane.1, newest.0));
+            }
+            *newest = (*newest).max(this);
         }
         Ok(())
     }
@@ -330,7 +427,7 @@ impl Effects {
         &self,
         view: &EffectView,
         acts: usize,
-        limited: bool,
+        given_up: bool,
         commits: &Commits,
     ) -> Result<(), String> {
         let EffectView { id, contract, state, .. } = view;
@@ -358,9 +455,10 @@ impl Effects {
             (None, Some(Parked::InDoubt)) => {
                 let may = match contract {
                     Contract::AtMostOnce | Contract::Idempotent { .. } => true,
-                    // One of unknown end is the last only where attempts are limited, or the sink then said a firm no.
+                    // One of unknown end is the last only where attempts are limited or have a deadline, or the sink then said a
+                    // firm no.
                     _ if view.attempts.iter().any(|attempt| attempt.ended == "permanent") => true,
-                    Contract::Transactional | Contract::Probe { .. } | Contract::AtLeastOnce => limited,
+                    Contract::Transactional | Contract::Probe { .. } | Contract::AtLeastOnce => given_up,
                 };
                 if !may {
                     return Err(format!("effect {id} is in doubt under {contract:?}"));
@@ -372,7 +470,7 @@ impl Effects {
             (None, Some(Parked::Exhausted)) if acts_since != 0 => {
                 return Err(format!("nothing of effect {id} is in doubt; its sink acted {acts} times"));
             }
-            (None, Some(Parked::Exhausted)) if !limited => {
+            (None, Some(Parked::Exhausted)) if !given_up => {
                 return Err(format!("effect {id} is exhausted, and nothing limits its attempts"));
             }
             (None, Some(Parked::Exhausted)) => {}
@@ -412,4 +510,59 @@ fn was_reopened(commits: &Commits, results: &Results, id: EffectId, deadline: Ti
                 && !matches!(result, RequestResult::Refused(_))
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn in_doubt(contract: Contract, deadline: Option<Timestamp>) -> EffectView {
+        let id = EffectId::new(Op::new(4), 0);
+        EffectView {
+            id,
+            key: EffectKey::draw(Lineage(7), id),
+            sink: SinkName::new("out").expect("a name"),
+            lane: None,
+            state: EffectState::Parked,
+            contract,
+            emitted: Timestamp::ZERO,
+            due: None,
+            deadline,
+            attempts_count: 1,
+            attempts: Vec::new(),
+            claim: None,
+            parked: Some(Parked::InDoubt),
+            outcome: None,
+            acts: Vec::new(),
+            payload: Arc::from([]),
+        }
+    }
+
+    #[test]
+    fn a_deadline_explains_a_doubt_only_if_the_next_attempt_would_have_come_too_late() {
+        let second = Duration::from_secs(1);
+        let parked = Timestamp::ZERO + Duration::from_secs(100);
+        let settle = Duration::from_secs(10);
+        for (contract, reach) in [
+            (Contract::Transactional, second),
+            (Contract::AtLeastOnce, second),
+            (Contract::Probe { settle }, settle + second),
+        ] {
+            let mut spec = SinkSpec::new("sim", "{}", contract);
+            spec.backoff.attempts_max = 0;
+            spec.backoff.max = second;
+            spec.timeout = second;
+            let explained = |deadline| {
+                let view = in_doubt(contract, deadline);
+                may_be_given_up(&view, &spec, Some(parked), Duration::ZERO)
+            };
+            assert!(!explained(None), "{contract:?}");
+            assert!(explained(Some(parked)), "{contract:?}");
+            assert!(explained(Some(parked + reach)), "{contract:?}");
+            assert!(!explained(Some(parked + reach + second)), "{contract:?}");
+            spec.backoff.attempts_max = 1;
+            let view = in_doubt(contract, None);
+            assert!(may_be_given_up(&view, &spec, Some(parked), Duration::ZERO), "{contract:?}");
+        }
+    }
 }

@@ -16,7 +16,7 @@ pub use bounds::Bounds;
 pub use checkpoints::Checkpoints;
 pub use commits::{Commits, Committed};
 pub use effects::Effects;
-pub(crate) use effects::HandedOut;
+pub(crate) use effects::{HandedOut, Replayed};
 pub use gate::GateWatch;
 pub use history::{Begun, Completed, History};
 pub use promises::Promises;

@@ -11,7 +11,10 @@ use crate::{CallKind, World};
 impl World {
     /// Does something to the world, now.
     pub fn inflict(&mut self, fault: Fault) {
-        self.trace.note(self.now, Who::Fault, 0xfa, || format!("{fault:?}"));
+        // What heals everything heals mostly what is well.
+        if self.changes_something(fault) {
+            self.trace.note(self.now, Who::Fault, 0xfa, || fault.to_string());
+        }
         match fault {
             Fault::Kill(replica) => self.kill(index(replica)),
             Fault::KillWithin(replica, outputs) => {
@@ -52,6 +55,31 @@ impl World {
             }
             Fault::Clock(replica, skew) => self.machines[index(replica)].clock.set_skew(skew),
             Fault::StepDown(replica) => self.give_front(index(replica), FrontInput::StepDown),
+        }
+    }
+
+    /// Whether the world is not so already.
+    fn changes_something(&self, fault: Fault) -> bool {
+        let machine = |replica| &self.machines[index(replica)];
+        match fault {
+            Fault::Kill(replica) | Fault::KillWithin(replica, _) => machine(replica).process.is_some(),
+            Fault::Start(replica) => {
+                machine(replica).process.is_none() || machine(replica).outputs_left.is_some()
+            }
+            Fault::Pause(replica) => !machine(replica).paused,
+            Fault::Resume(replica) => machine(replica).paused,
+            Fault::Cut(from, to) => self.network.passes(from, to),
+            Fault::Mend(from, to) => !self.network.passes(from, to),
+            Fault::MendAll => !self.network.is_whole(),
+            Fault::Clock(replica, skew) => machine(replica).clock.skew() != skew,
+            Fault::PowerOff(_)
+            | Fault::DiskStall(..)
+            | Fault::SlowExecution(..)
+            | Fault::DiskError(_)
+            | Fault::Rot(..)
+            | Fault::Harm(..)
+            | Fault::DiskFull(..)
+            | Fault::StepDown(_) => true,
         }
     }
 

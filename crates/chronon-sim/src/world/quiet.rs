@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use chronon_kernel::{Answer, Engine, EngineOptions, Lineage, Put, Request, RequestResult};
+use chronon_kernel::{Answer, Culprit, Engine, EngineOptions, Halted, Lineage, Put, Request, RequestResult};
 use chronon_vsr::{Checksum, Duration, Instant, Op, Role, Status, Timestamp};
 
+use crate::checker::Replayed;
 use crate::{CallKind, Checker, Violation, World};
 
 /// Timers and delayed effects that are due later than this after the last thing that anybody asked for are not waited
@@ -17,6 +18,9 @@ impl World {
     /// is settled or parked. Timers and effects that are due more than 15 seconds after the last command may wait.
     /// If it is not quiet, says what is still going on.
     pub fn is_quiet(&self) -> Result<(), String> {
+        if let Some(halted) = self.anyone_halted() {
+            return Err(halted);
+        }
         if !self.clients_done() {
             let busy = self.clients.iter().find(|client| !client.is_done());
             return Err(format!("a client waits: {busy:?}"));
@@ -60,6 +64,29 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Where execution has halted on a replica, in words.
+    pub(crate) fn anyone_halted(&self) -> Option<String> {
+        let halted = |machine: &crate::process::Machine| {
+            let process = machine.process.as_ref().filter(|_| !self.is_quarantined(machine.id))?;
+            let halted = process.front.halted()?;
+            let (id, Halted { op, culprit, message, .. }) = (machine.id, halted);
+            let what = match (culprit, self.commits.get(*op)) {
+                (Culprit::Request(at), Some(committed)) => match committed.requests.get(*at as usize) {
+                    Some(Request::Command { body, .. }) => self.workload.describe_command(body),
+                    Some(_) | None => culprit.to_string(),
+                },
+                (Culprit::Settled(effect) | Culprit::Parked(effect), _) => {
+                    let view = process.back.engine().effect(*effect);
+                    let payload = view.map(|view| self.workload.describe_effect(&view.payload));
+                    format!("{culprit}, {}", payload.unwrap_or_default())
+                }
+                (Culprit::Request(_) | Culprit::Timer(_), _) => culprit.to_string(),
+            };
+            Some(format!("R{id} has halted at op {op}, at {what}, for the machine panicked: {message}"))
+        };
+        self.machines.iter().find_map(halted)
     }
 
     /// By log time: what is due after this nobody waits for.
@@ -120,6 +147,8 @@ impl World {
                 ));
             }
         }
+        let (mut replayed, mut callbacks_aborted) =
+            (Replayed::new(self.config.engine.clock_bound), Vec::new());
         for op in 0..=self.commits.head().value() {
             let op = Op::new(op);
             if let Some(committed) = self.commits.get(op) {
@@ -128,6 +157,11 @@ impl World {
                     Violation::new(Checker::Digest, what)
                 })?;
                 let known = self.results.digest(op);
+                replayed.on_executed(op, committed.entry.header().timestamp, &*engine);
+                let aborted = engine.status().callbacks_aborted;
+                if callbacks_aborted.last().map_or(0, |(_, count)| *count) < aborted {
+                    callbacks_aborted.push((op, aborted));
+                }
                 if known.is_some_and(|known| known != applied.digest) {
                     let what = format!("a replay of the log differs from the replicas at op {op}");
                     return Err(Violation::new(Checker::Digest, what));
@@ -150,7 +184,14 @@ impl World {
                 return Err(Violation::new(Checker::Digest, what));
             }
         }
-        self.effects.check_end(&self.commits, &self.results, &*engine, &self.sinks, &*self.workload)?;
+        self.effects.check_end(
+            &self.commits,
+            &self.results,
+            &*engine,
+            &self.sinks,
+            &*self.workload,
+            &replayed,
+        )?;
         let (mut applied, mut aborted) = (Vec::new(), Vec::new());
         for (at, result) in self.results.all() {
             let committed = self.commits.get(Op::new(at.op)).map(|committed| &committed.requests);
@@ -164,7 +205,15 @@ impl World {
                 _ => {}
             }
         }
-        let quiet = crate::Quiet { engine: &*engine, applied, aborted, sinks: &self.sinks };
+        let callbacks_aborted = callbacks_aborted.into_iter().map(|(op, _)| op).collect();
+        let quiet = crate::Quiet {
+            engine: &*engine,
+            applied,
+            aborted,
+            callbacks_aborted,
+            replayed: &replayed,
+            sinks: &self.sinks,
+        };
         self.workload.check_quiet(&quiet).map_err(|what| Violation::new(Checker::Machine, what))
     }
 }

@@ -48,7 +48,9 @@ impl World {
         let process = self.machines[at].process.as_ref().expect("the caller saw that it is alive");
         let open = process.back.engine().order(attempt.effect).is_some();
         let terms = self.workload.terms(&attempt.payload);
-        let in_lane = open && !Effects::is_reopened(&self.commits, &self.results, &attempt, terms);
+        let reopened =
+            terms.is_some_and(|terms| Effects::is_reopened(&self.commits, &self.results, &attempt, terms));
+        let in_lane = open && !reopened;
         let verdict = self.effects.on_leave(self.now(), &attempt, in_lane, terms);
         self.judge(verdict);
         let alive = self.out_calls.values().find(|other| {
@@ -83,7 +85,7 @@ impl World {
 
     /// A replica hands an attempt out: in the time that its command gave it.
     pub(super) fn judge_terms(&mut self, at: usize, executed: Op, attempt: &Attempt) {
-        let terms = self.workload.terms(&attempt.payload);
+        let Some(terms) = self.workload.terms(&attempt.payload) else { return };
         if terms == EffectTerms::default() {
             return;
         }

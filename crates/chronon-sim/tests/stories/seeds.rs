@@ -28,6 +28,18 @@ fn seeds_from_40_end_well() {
 }
 
 #[test]
+fn many_threads_stop_at_the_last_number_that_there_is() {
+    let small = Swarm { calls: Some(4), clients: Some(2), replicas: Some(1), ..Swarm::registers() };
+    let mut seen = Vec::new();
+    small.run_seeds_on(2, u64::MAX - 2..u64::MAX, |report| {
+        seen.push(report.seed);
+        seen.len() < 9
+    });
+    seen.sort_unstable();
+    assert_eq!(seen, [u64::MAX - 2, u64::MAX - 1]);
+}
+
+#[test]
 fn seeds_that_found_a_bug_once_end_well() {
     let early = [27, 46, 88, 97, 138, 157, 246, 351, 371, 498, 598, 812];
     let late = [1_000_046, 2_000_214, 3_000_296, 6_000_427, 6_001_254];
