@@ -8,7 +8,6 @@ mod tally;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use chronon_sim::{Checker, Menu, Narrowed, Report, Swarm, TraceMode};
 use chronon_vsr::VOTERS_MAX;
 
@@ -210,8 +209,17 @@ fn run_seeds(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
 fn replay(arguments: &ReplayArguments) -> anyhow::Result<ExitCode> {
     let wanted = arguments.trace || arguments.filter.is_given();
     let trace = if wanted { TraceMode::Lines } else { TraceMode::Fingerprint };
-    let filter = arguments.filter.compile().context("the filter of the trace")?;
+    let filter = match arguments.filter.compile() {
+        Ok(filter) => filter,
+        Err(error) => return Ok(senseless(&error.to_string())),
+    };
     let report = arguments.fixed.swarm(trace).run_seed(arguments.seed);
+    let clients = report.config.clients.clients;
+    if let Some(stranger) = filter.stranger(report.replicas, clients) {
+        let (replicas, seed) = (report.replicas, report.seed);
+        let what = format!("seed {seed} has {replicas} replicas and {clients} clients, and no {stranger}");
+        return Ok(senseless(&what));
+    }
     story::print(&report.trace, &filter);
     if arguments.json {
         println!("{}", tally::report_json(&report));
@@ -219,6 +227,12 @@ fn replay(arguments: &ReplayArguments) -> anyhow::Result<ExitCode> {
         println!("{report}");
     }
     Ok(Ending::of(&report).code())
+}
+
+/// A command line makes no sense, which only a second look shows: it ends as the others do that make none.
+fn senseless(what: &str) -> ExitCode {
+    eprintln!("error: {what}");
+    ExitCode::from(2)
 }
 
 /// The smallest world that was found, which code it ran, and how to run it again.

@@ -52,6 +52,14 @@ fn a_failure_ends_with_a_code_of_its_kind_and_with_the_line_that_shows_it_again(
 }
 
 #[test]
+fn the_last_seeds_that_there_are_end_a_batch() {
+    let from = (u64::MAX - 2).to_string();
+    let (code, said) = run(&["run", "--seeds", "9", "--from", &from, "--jobs", "2", "--replicas", "1"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("2 seeds, 0 failed"), "{said}");
+}
+
+#[test]
 fn what_makes_no_run_is_told_and_nothing_panics() {
     for arguments in [
         &["run", "--seeds", "0"][..],
@@ -64,9 +72,13 @@ fn what_makes_no_run_is_told_and_nothing_panics() {
         &["replay"],
         &["replay", "1", "--by", "everybody"],
         &["replay", "1", "--after", "2", "--before", "1"],
+        &["replay", "1", "--after", "nan"],
+        &["replay", "1", "--before", "inf"],
+        &["replay", "1", "--kind", ""],
+        &["replay", "1", "--replicas", "2", "--by", "R9"],
     ] {
         let (code, said) = run(arguments);
-        assert!(matches!(code, Some(1 | 2)), "{arguments:?}: {code:?} {said}");
+        assert_eq!(code, Some(2), "{arguments:?}: {said}");
         assert!(!said.is_empty(), "{arguments:?}");
     }
 }
