@@ -89,4 +89,6 @@ fn the_hasty_till_charges_twice_and_the_simulator_tells_how() {
     println!("{found}");
     assert!(found.what.contains("terminal acted twice for"), "{found}");
     assert!(found.story.iter().any(|line| line.contains("then says nothing")), "{found}");
+    let told = include_str!("../../../docs/simulation.md").contains(found.to_string().trim_end());
+    assert!(told, "docs/simulation.md prints another story than this one: {found}");
 }
