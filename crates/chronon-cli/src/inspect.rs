@@ -120,7 +120,7 @@ impl Verdict {
             );
         }
         if let Some(log) = &inspection.log {
-            verdict.log(log, inspection.refusal.is_some());
+            verdict.log(log, inspection.refusal.is_some(), is_alone(inspection));
         }
         if let Some(chain) = &inspection.chain {
             verdict.chain(chain, inspection);
@@ -196,7 +196,7 @@ impl Verdict {
         }
     }
 
-    fn log(&mut self, log: &LogReport, refused: bool) {
+    fn log(&mut self, log: &LogReport, refused: bool, alone: bool) {
         let lost_nothing = log.damage.iter().filter(|damage| damage.lost.as_ref().is_some_and(Vec::is_empty));
         let harmless = lost_nothing.count();
         if 0 < harmless {
@@ -225,11 +225,19 @@ impl Verdict {
         if log.ends_early {
             self.is(Health::Mendable, "The log ends before what the superblock knows to have been flushed: the wal is an older copy, was written over, or its device lost what it had confirmed.".to_owned());
         }
-        if let Some((position, units)) = log.stray {
+        if let Some(position) = log.foreign {
+            self.is(Health::Mendable, format!("The wal holds what another data directory wrote, the first at byte {position}: superblock and wal do not belong together."));
+            self.advice.push("Put back the file that belongs here, if there is one: one of the two was copied from another replica or from another time.".to_owned());
+        } else if let Some((position, units)) = log.stray {
             self.is(Health::Mendable, format!("{units} units of 512 bytes are bad in parts of the wal that hold nothing any more, the first at byte {position}: nothing is lost, but the disk damages data."));
         }
         if !log.torn.is_empty() {
-            self.meaning.push("The last write was interrupted by a crash. It had not been acknowledged; this is what crashes look like, and no damage.".to_owned());
+            let known = if alone {
+                ""
+            } else {
+                "; peers know what this replica had confirmed, and refuse it if that is gone"
+            };
+            self.meaning.push(format!("The last write is not whole. A crash in the middle of it looks like that, and then it had not been acknowledged: no damage. A tail that was zeroed later looks the same, and nothing here tells the two apart{known}."));
         }
     }
 
@@ -532,6 +540,7 @@ fn as_json(inspection: &Inspection, verdict: &Verdict) -> Value {
             "torn": log.torn,
             "unreadable_tail": log.unreadable_tail,
             "ends_early": log.ends_early,
+            "foreign": log.foreign,
             "stray_damage": log.stray.map(|(position, units)| json!({ "position": position, "units": units })),
             "complete": log.complete,
             "uncertain_from": log.uncertain_from.map(chronon_vsr::Op::value),

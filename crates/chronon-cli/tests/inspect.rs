@@ -6,6 +6,7 @@ mod support;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use support::{Cluster, chronon, stderr, stdout};
 
 /// A cluster that has taken a few commands, with this replica stopped.
@@ -142,6 +143,46 @@ async fn what_lies_in_the_place_of_a_log_is_told() {
 #[tokio::test]
 async fn what_lies_in_the_place_of_the_only_log_is_told() {
     says_what_is_no_log("inspect-no-log-alone", 1).await;
+}
+
+/// Whoever opens a pipe waits for somebody at its other end.
+#[tokio::test]
+async fn a_pipe_in_the_place_of_a_file_is_told_and_not_waited_for() {
+    let (cluster, data) = used("inspect-pipe", 1, 0).await;
+    let path = data.to_str().unwrap();
+    for (name, code, words) in [
+        ("lock", 1, "lock is no file but a device, a pipe or a socket"),
+        ("superblock", 3, "superblock is no file but a device, a pipe or a socket"),
+    ] {
+        let (file, aside) = (data.join(name), data.join("aside"));
+        std::fs::rename(&file, &aside).unwrap();
+        mknodat(CWD, &file, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let looked = chronon(&["inspect", "--data", path]);
+        let told = format!("{}{}", stdout(&looked), stderr(&looked));
+        assert_eq!(looked.status.code(), Some(code), "{told}");
+        assert!(told.contains(words), "{told}");
+        let refused = chronon(&["start", "--config", cluster.config(0)]);
+        assert_eq!(refused.status.code(), Some(1), "{}", stderr(&refused));
+        assert!(stderr(&refused).contains(words), "{}", stderr(&refused));
+        std::fs::remove_file(&file).unwrap();
+        std::fs::rename(&aside, &file).unwrap();
+    }
+    assert_eq!(inspected(&data).0, 0);
+}
+
+#[tokio::test]
+async fn a_wal_of_another_replica_is_told_from_damage() {
+    let (cluster, data) = used("inspect-foreign", 3, 0).await;
+    let (own, aside) = (data.join("wal"), data.join("aside"));
+    std::fs::rename(&own, &aside).unwrap();
+    std::fs::copy(cluster.data(1).join("wal"), &own).unwrap();
+    let (code, told, text) = inspected(&data);
+    assert_eq!((code, told["log"]["foreign"].as_u64()), (2, Some(0)), "{text}");
+    assert!(text.contains("superblock and wal do not belong together"), "{text}");
+    assert!(!text.contains("hold nothing any more: nothing is lost"), "{text}");
+    std::fs::rename(&aside, &own).unwrap();
+    let (code, told, text) = inspected(&data);
+    assert_eq!((code, told["log"]["foreign"].is_null()), (0, true), "{text}");
 }
 
 #[tokio::test]

@@ -288,6 +288,10 @@ impl RestoredState {
 fn read_chunk(directory: &Path, name: &str) -> Result<Vec<u8>, BackupError> {
     let path = directory.join(CHUNKS).join(name);
     let id = chunk_of_name(name).ok_or_else(|| BackupError::ChunkDamaged { path: path.clone() })?;
+    // A pipe would be waited for, and a device has no end.
+    if std::fs::metadata(&path).is_ok_and(|found| !found.is_file()) {
+        return Err(BackupError::ChunkDamaged { path });
+    }
     match std::fs::read(&path) {
         Ok(bytes) if Checksum::of_chunk(&bytes) == id => Ok(bytes),
         Ok(_) => Err(BackupError::ChunkDamaged { path }),

@@ -67,6 +67,7 @@ impl DataDirectory {
             move |source| OpenError::Disk { doing, source }
         };
         refuse_what_is_no_file(&path)?;
+        refuse_odd_lock(&path)?;
         let lock = open_lock(&path).map_err(failed("write to"))?;
         let mut write = OpenOptions::new();
         write.write(true);
@@ -113,6 +114,14 @@ pub(crate) fn refuse_what_is_no_file(directory: &Path) -> Result<(), OpenError> 
         return Err(OpenError::Missing { path: directory.to_owned() });
     }
     found.into_iter().collect()
+}
+
+/// Says what is the matter with a lock that is there and no file. One that is not there is made.
+pub(crate) fn refuse_odd_lock(directory: &Path) -> Result<(), OpenError> {
+    match look_for_file(&directory.join(LOCK_NAME)) {
+        Err(OpenError::FileMissing { .. }) => Ok(()),
+        looked => looked,
+    }
 }
 
 fn look_for_file(path: &Path) -> Result<(), OpenError> {

@@ -5,7 +5,7 @@ use chronon_vsr::{
     Timing, VsrState,
 };
 
-use crate::group::BLOCK;
+use crate::group::{BLOCK, GroupHeader};
 use crate::open::{Read, layout_of, read, recovered, state_after};
 use crate::scan::{DamagedGroup, Lost, Scan, Survey, scan};
 use crate::superblock::{self, COPIES, Copy, Superblock};
@@ -104,6 +104,9 @@ pub struct LogReport {
     pub ends_early: bool,
     /// Where damage begins in parts that are not needed, and how many units of 512 bytes are bad.
     pub stray: Option<(u64, usize)>,
+    /// Where a group lies that is whole, and was written into the WAL of another data directory: this superblock and this
+    /// WAL do not belong together.
+    pub foreign: Option<u64>,
     /// Every group was found, and none is unknown.
     pub complete: bool,
     /// From here up nobody can tell what the log held.
@@ -183,7 +186,7 @@ pub fn inspect(disk: &mut dyn Disk) -> Inspection {
     }
     match read(disk, Expect::default(), Mutations::NONE) {
         Ok(read) => {
-            inspection.log = Some(LogReport::of(&read.scan));
+            inspection.log = Some(LogReport::of(&read.scan, disk));
             inspection.chain = Some(ChainReport::of(&replica_of(read)));
         }
         // What can't be opened may still hold something.
@@ -196,7 +199,7 @@ pub fn inspect(disk: &mut dyn Disk) -> Inspection {
             {
                 let mut scan = scan(disk, &layout, &chosen.superblock, Mutations::NONE);
                 scan.survey.stray = scan.survey.stray.filter(|_| layout.size <= size);
-                inspection.log = Some(LogReport::of(&scan));
+                inspection.log = Some(LogReport::of(&scan, disk));
             }
         }
     }
@@ -283,7 +286,7 @@ impl SuperblockReport {
 }
 
 impl LogReport {
-    fn of(scan: &Scan) -> LogReport {
+    fn of(scan: &Scan, disk: &mut dyn Disk) -> LogReport {
         let Survey { damaged, torn, unreadable_tail, ends_early, stray } = &scan.survey;
         let ops = scan.entries.iter().map(|entry| entry.header.op);
         let faulty = scan.entries.iter().filter(|entry| entry.verdict == chronon_vsr::Verdict::Faulty);
@@ -299,10 +302,19 @@ impl LogReport {
             unreadable_tail: *unreadable_tail,
             ends_early: *ends_early,
             stray: *stray,
+            foreign: stray.and_then(|(position, _)| foreign_group(disk, position)),
             complete: scan.complete,
             uncertain_from: scan.uncertain_from,
         }
     }
+}
+
+/// Whether a bad unit begins a group that is another file's: its header is whole, and names the place where it stands.
+fn foreign_group(disk: &mut dyn Disk, position: u64) -> Option<u64> {
+    let mut block = vec![0; BLOCK];
+    disk.read(File::Wal, position / BLOCK as u64 * BLOCK as u64, &mut block).ok()?;
+    let header = GroupHeader::decode(block.first_chunk()?)?;
+    (header.link.position == position).then_some(position)
 }
 
 impl LogDamage {

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::buffer::Buffer;
-use crate::directory::{LOCK_NAME, OpenFile, packs_of, refuse_what_is_no_file};
+use crate::directory::{LOCK_NAME, OpenFile, packs_of, refuse_odd_lock, refuse_what_is_no_file};
 use crate::{Disk, File, OpenError};
 
 /// A data directory, whatever is left of it. While this lives no replica starts in it: what is being looked at stays
@@ -38,9 +38,15 @@ impl ReadOnlyDirectory {
         {
             return Err(missing);
         }
+        refuse_odd_lock(&path)?;
         let mut locks = Vec::new();
         for name in [LOCK_NAME.to_owned(), File::Superblock.name()] {
-            match fs::File::open(path.join(&name)) {
+            let file = path.join(&name);
+            // Whoever opens a pipe waits for somebody to write to it.
+            if fs::metadata(&file).is_ok_and(|found| !found.is_file()) {
+                continue;
+            }
+            match fs::File::open(file) {
                 Ok(lock) => match lock.try_lock_shared() {
                     Ok(()) => locks.push(lock),
                     Err(TryLockError::WouldBlock) => return Err(OpenError::Locked { path }),
