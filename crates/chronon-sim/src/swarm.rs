@@ -948,6 +948,7 @@ impl Run {
         world.set_sinks(SinkBehaviour { permanent: self.config.sinks.permanent, ..SinkBehaviour::GOOD });
         world.set_clients(ClientConfig { crash: 0, ..self.config.clients });
         world.thaw_all();
+        world.forget_amends();
         world.inflict(Fault::MendAll);
         for replica in world.replicas() {
             world.inflict(Fault::Clock(replica, 0));

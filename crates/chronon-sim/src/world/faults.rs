@@ -1,5 +1,7 @@
 //! What can be done to a world from outside.
 
+use std::cmp::Reverse;
+
 use chronon_node::FrontInput;
 use chronon_vsr::{Duration, Instant};
 
@@ -88,6 +90,16 @@ impl World {
         self.schedule(after, Event::Fault(fault));
     }
 
+    /// What was to end a misfortune later ends nothing any more: what comes now may be meant to last.
+    pub(crate) fn forget_amends(&mut self) {
+        let amends = |fault: &Fault| match fault {
+            Fault::MendAll | Fault::Start(_) | Fault::Resume(_) | Fault::Clock(..) => true,
+            Fault::DiskStall(_, length) => length.is_zero(),
+            _ => false,
+        };
+        self.heap.retain(|Reverse(later)| !matches!(&later.event, Event::Fault(fault) if amends(fault)));
+    }
+
     /// Changes how all wires behave.
     pub fn set_network(&mut self, config: crate::NetworkConfig) {
         self.config.network = config;
@@ -121,5 +133,27 @@ impl World {
         let life = self.clients[client as usize].life;
         self.clients[client as usize].script.push_back(kind);
         self.schedule(Duration::ZERO, Event::ClientWake { client, life });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Cluster, R0, R1};
+
+    /// Seed 500000110: the end of a partition of the phase before made a replica heard that was to be mute for good.
+    #[test]
+    fn what_was_to_end_one_misfortune_does_not_end_the_next() {
+        let mut c = Cluster::new(3);
+        c.world().inflict(Fault::Cut(R0, R1));
+        c.world().inflict_after(Duration::from_millis(10), Fault::MendAll);
+        c.world().inflict_after(Duration::from_millis(10), Fault::Start(R1));
+        c.world().forget_amends();
+        c.world().inflict(Fault::MendAll);
+        c.world().inflict(Fault::Cut(R1, R0));
+        c.world().inflict(Fault::Kill(R1));
+        c.run(Duration::from_millis(50));
+        assert!(c.world().network.passes(R0, R1) && !c.world().network.passes(R1, R0));
+        assert!(c.world().replica(R1).is_none());
     }
 }
