@@ -95,7 +95,7 @@ fn refused(error: StartError, data: &Path) -> anyhow::Error {
     let error = anyhow::Error::new(error).context(format!("can't start the replica in {there}"));
     if looks_further {
         anyhow::anyhow!(
-            "{error:#}\nwhat is left, what it means and what to do: chronon inspect --data {there}"
+            "{error:#} (what is left, what it means and what to do: chronon inspect --data {there})"
         )
     } else {
         error
