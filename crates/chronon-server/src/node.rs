@@ -668,7 +668,7 @@ fn open(path: PathBuf, config: &ServerConfig) -> Result<Opened, OpenError> {
     })?;
     if !directory.makes_holes() {
         let directory = directory.path().display();
-        warn!(%directory, "this filesystem makes no holes in files: the disk needs room for three checkpoints instead of two");
+        warn!(%directory, "this filesystem makes no holes in files: the disk needs room for three checkpoints and 64 MiB instead of two");
     }
     for (file, error) in vault.unreadable() {
         error!(%file, %error, "a file of checkpoints can't be opened; what it holds counts as missing");
