@@ -25,12 +25,20 @@ impl Buffer {
     /// Memory of this length to write into: what was there if nobody else holds it and it is large enough, or new
     /// zeros in its place. Contents are whatever was there.
     pub(crate) fn renew(buffer: &mut Arc<Buffer>, length: usize) -> &mut [u8] {
-        if Arc::get_mut(buffer).is_none_or(|buffer| buffer.memory.len() < length + ALIGNMENT) {
+        if Arc::get_mut(buffer).is_none() {
             *buffer = Arc::new(Buffer::zeroed(length));
         }
-        let buffer = Arc::get_mut(buffer).expect("it is free, or was just made");
-        buffer.length = length;
-        buffer.as_mut()
+        Arc::get_mut(buffer).expect("it is free, or was just made").resized(length)
+    }
+
+    /// Memory of this length to write into: what was there if it is large enough, or new zeros in its place. Contents are
+    /// whatever was there.
+    pub(crate) fn resized(&mut self, length: usize) -> &mut [u8] {
+        if self.memory.len() < length + ALIGNMENT {
+            *self = Buffer::zeroed(length);
+        }
+        self.length = length;
+        self.as_mut()
     }
 
     pub(crate) fn as_mut(&mut self) -> &mut [u8] {

@@ -49,6 +49,8 @@ pub struct Journal {
     /// What the superblock says besides the protocol's state, and the last state written.
     superblock: Superblock,
     superblock_checksum: Checksum,
+    /// Its copies, once they were looked at.
+    superblock_written: Option<Buffer>,
     incarnation: u32,
     groups_written: u64,
     waiting: VecDeque<Write>,
@@ -70,6 +72,8 @@ pub struct Journal {
     durable_through: Sequence,
     evidence: EvidenceWish,
     buffer: Arc<Buffer>,
+    /// What a scrub reads into.
+    scratch: Buffer,
     /// Where scrubbing goes on, and whether this round began with the oldest group.
     scrub_next: ScrubNext,
     scrub_whole: bool,
@@ -189,6 +193,7 @@ impl Journal {
             mutations,
             superblock,
             superblock_checksum: checksum,
+            superblock_written: None,
             incarnation,
             groups_written: 0,
             waiting: VecDeque::new(),
@@ -204,6 +209,7 @@ impl Journal {
             durable_through: scan.durable_through,
             evidence: EvidenceWish::Given,
             buffer: Arc::new(Buffer::zeroed(0)),
+            scratch: Buffer::zeroed(0),
             scrub_next: ScrubNext::Group(Sequence::default()),
             scrub_whole: true,
             blots: scan.blots,
@@ -345,7 +351,7 @@ impl Journal {
         // What is known to be damaged stays so.
         if !*blotted {
             scrubbed.bytes += link.length();
-            if !reads_as_written(disk, &self.layout, &link) {
+            if !reads_as_written(disk, &self.layout, &link, &mut self.scratch) {
                 let entries = self.lose(index);
                 scrubbed.damage.push(GroupDamage { position: link.position, entries });
             }
@@ -371,7 +377,8 @@ impl Journal {
         if self.outstanding.iter().any(is_written) {
             return 0;
         }
-        let good = self.superblock.copies_as_written(disk);
+        let written = self.superblock_written.get_or_insert_with(|| self.superblock.encoded());
+        let good = superblock::copies_as_written(written, disk, &mut self.scratch);
         let damaged = good.iter().filter(|good| !**good).count();
         if 0 < damaged {
             self.superblock_again = Some(good);
@@ -481,6 +488,7 @@ impl Journal {
             steps.remove(flush);
         }
         self.superblock_checksum = checksum;
+        self.superblock_written = None;
         Some(self.job(steps, Undertaking::Superblock { number }))
     }
 
@@ -753,9 +761,9 @@ impl Journal {
 }
 
 /// Whether every unit of a group is its own.
-fn reads_as_written(disk: &mut dyn Disk, layout: &Layout, link: &Link) -> bool {
-    let mut group = Buffer::zeroed(usize::from(link.blocks) * BLOCK);
-    if disk.read(File::Wal, link.position, group.as_mut()).is_err() {
+fn reads_as_written(disk: &mut dyn Disk, layout: &Layout, link: &Link, scratch: &mut Buffer) -> bool {
+    let group = scratch.resized(usize::from(link.blocks) * BLOCK);
+    if disk.read(File::Wal, link.position, group).is_err() {
         return false;
     }
     let written = Unit::Written { sequence: link.sequence, blocks: link.blocks };

@@ -188,21 +188,16 @@ impl Superblock {
         (steps, checksum)
     }
 
+    /// Its four copies, as they are written.
+    pub(crate) fn encoded(&self) -> Buffer {
+        let mut written = Buffer::zeroed(COPIES * COPY_SIZE);
+        self.encode(written.as_mut());
+        written
+    }
+
     /// The steps that make this superblock durable where only these copies hold the one before. Two copies are
     /// written, then the other two: the two that are written first must leave two good ones alone, or a second power
     /// cut, right after one that tore half of the copies, would leave none.
-    /// Which copies on the disk are as this superblock is written.
-    pub(crate) fn copies_as_written(&self, disk: &mut dyn Disk) -> [bool; COPIES] {
-        let mut written = Buffer::zeroed(COPIES * COPY_SIZE);
-        self.encode(written.as_mut());
-        let mut found = Buffer::zeroed(COPY_SIZE);
-        std::array::from_fn(|copy| {
-            let position = copy * COPY_SIZE;
-            let read = disk.read(File::Superblock, position as u64, found.as_mut());
-            read.is_ok() && *found == written[position..position + COPY_SIZE]
-        })
-    }
-
     pub(crate) fn steps_sparing(&self, good: [bool; COPIES]) -> (Vec<Step>, Checksum) {
         let mut buffer = Buffer::zeroed(COPIES * COPY_SIZE);
         let checksum = self.encode(buffer.as_mut());
@@ -236,6 +231,16 @@ impl Superblock {
     pub(crate) fn choose(disk: &mut dyn Disk) -> Result<Chosen, NotChosen> {
         choose(read_copies(disk))
     }
+}
+
+/// Which copies on the disk are as they were written.
+pub(crate) fn copies_as_written(written: &[u8], disk: &mut dyn Disk, scratch: &mut Buffer) -> [bool; COPIES] {
+    let found = scratch.resized(COPY_SIZE);
+    std::array::from_fn(|copy| {
+        let position = copy * COPY_SIZE;
+        let read = disk.read(File::Superblock, position as u64, found);
+        read.is_ok() && *found == written[position..position + COPY_SIZE]
+    })
 }
 
 /// Chooses the newest superblock that two of the copies hold.

@@ -82,6 +82,8 @@ pub struct Vault {
     /// The record that is scrubbed next, and whether this round began with the first.
     scrub_next: Place,
     scrub_whole: bool,
+    /// What a scrub reads into.
+    scratch: Buffer,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -231,6 +233,7 @@ impl Vault {
             moving: None,
             scrub_next: Place { pack: 0, position: 0 },
             scrub_whole: true,
+            scratch: Buffer::zeroed(0),
         };
         let packs =
             disk.packs().map_err(|source| VaultError::Disk { doing: "list the packs".to_owned(), source })?;
@@ -609,7 +612,8 @@ impl Vault {
             let (place, header) = (*place, *header);
             self.scrub_next = Place { position: place.position + 1, ..place };
             scrubbed.bytes += header.length() as u64;
-            if let Err(found) = read_record(disk, &self.identity, place, &header) {
+            let record = self.scratch.resized(header.length());
+            if let Err(found) = read_into(record, disk, &self.identity, place, &header) {
                 let needed = self.kept.is_none() || self.is_live(place, &header);
                 self.forget(place);
                 if needed && !matches!(header.kind, Kind::Map { .. }) {
@@ -897,8 +901,17 @@ fn read_record(
     header: &RecordHeader,
 ) -> Result<Buffer, Found> {
     let mut record = Buffer::zeroed(header.length());
-    let read = disk.read(File::Pack(place.pack), place.position, record.as_mut());
-    read.map_err(|_| Found::Unreadable)?;
-    check_record(identity, place, header, &record).map_err(|_| Found::OtherBytes)?;
+    read_into(record.as_mut(), disk, identity, place, header)?;
     Ok(record)
+}
+
+fn read_into(
+    record: &mut [u8],
+    disk: &mut dyn Disk,
+    identity: &Identity,
+    place: Place,
+    header: &RecordHeader,
+) -> Result<(), Found> {
+    disk.read(File::Pack(place.pack), place.position, record).map_err(|_| Found::Unreadable)?;
+    check_record(identity, place, header, record).map_err(|_| Found::OtherBytes)
 }
