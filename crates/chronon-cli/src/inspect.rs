@@ -226,7 +226,7 @@ impl Verdict {
             self.is(Health::Mendable, "The log ends before what the superblock knows to have been flushed: the wal is an older copy, was written over, or its device lost what it had confirmed.".to_owned());
         }
         if let Some(position) = log.foreign {
-            self.is(Health::Mendable, format!("The wal holds what another data directory wrote, the first at byte {position}: superblock and wal do not belong together."));
+            self.is(Health::Mendable, format!("The wal holds what another data directory wrote, a group of it at byte {position}: superblock and wal do not belong together."));
             self.advice.push("Put back the file that belongs here, if there is one: one of the two was copied from another replica or from another time.".to_owned());
         } else if let Some((position, units)) = log.stray {
             self.is(Health::Mendable, format!("{units} units of 512 bytes are bad in parts of the wal that hold nothing any more, the first at byte {position}: nothing is lost, but the disk damages data."));
