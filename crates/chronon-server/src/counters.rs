@@ -133,7 +133,7 @@ counters! {
         vault_scrub_bytes,
         /// Bytes that the disk still has for anybody.
         disk_available_bytes,
-        /// The pause that this primary makes after each op because a voter lags, in milliseconds.
+        /// The pause that this primary makes after each 64 KiB of an op because a voter lags, in milliseconds.
         intake_pause_ms,
         /// All such pauses since the start of the process, in milliseconds.
         intake_paused_ms,

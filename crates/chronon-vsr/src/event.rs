@@ -49,7 +49,7 @@ pub enum Event {
     ReadRoundConfirmed { round: u64 },
     /// The primary gives its primacy up.
     Abdicated { stamp: Stamp, why: Abdication },
-    /// This voter lags: the primary pauses after each op, for so long at first.
+    /// This voter lags: the primary pauses after each 64 KiB of an op, for so long at first.
     IntakeSlowed { voter: ReplicaId, pause: Duration },
     /// Nobody lags any more whom a slower primary would help.
     IntakeRestored,
