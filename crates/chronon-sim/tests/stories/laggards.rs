@@ -1,7 +1,7 @@
 //! Voters that are slower than the load: the primary goes slower for their sake, within bounds.
 
 use chronon_sim::{ALL, Cluster, Fate, World};
-use chronon_vsr::{Command, Duration, Event, Intake, ReplicaId};
+use chronon_vsr::{Command, Duration, Event, Intake, Replica, ReplicaId};
 
 fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -127,4 +127,26 @@ fn a_voter_to_which_no_chunk_comes_is_waited_for_no_longer_than_two_seconds() {
     assert!(Duration::ZERO < paused_total && paused_total < millis(2_500), "{paused_total:?}");
     c.unfilter().settle().assert_committed(ALL, 4_710);
     c.assert_event(laggard, |event| matches!(event, Event::Synced { .. }));
+}
+
+// Scenario 30.
+#[test]
+fn a_voter_that_was_away_for_more_than_its_minute_is_waited_for_again() {
+    let (mut c, laggard) = comes_back_under_load(Duration::from_secs(3_600));
+    c.until("all is answered", World::clients_done);
+    let before = intake(&mut c).paused_total;
+    let old = c.world().replica(laggard).and_then(Replica::sync_progress).expect("it still waits").op;
+    c.isolate(&[laggard]).run(Duration::from_secs(61)).unfilter();
+    c.filter(move |envelope| {
+        let is_chunk = envelope.to == laggard && envelope.message.payload.command() == Command::Chunk;
+        if is_chunk { Fate::Delay(millis(150)) } else { Fate::Pass }
+    });
+    c.heal().until("it knows of a state that there still is", |world| {
+        let sync = world.replica(laggard).and_then(Replica::sync_progress);
+        sync.is_some_and(|sync| old < sync.op)
+    });
+    c.start(3_000).until("all is answered", World::clients_done);
+    let after = intake(&mut c).paused_total;
+    assert!(before + millis(500) < after, "{before:?}, {after:?}");
+    c.unfilter().settle().assert_committed(ALL, 7_710);
 }

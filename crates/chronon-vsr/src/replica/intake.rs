@@ -38,7 +38,8 @@ const LAG_OPS_MIN: u64 = 4 * PIPELINE_MAX;
 const CHUNK_AWAITED_MAX: Duration = Duration::from_secs(2);
 const INSTALL_AWAITED_MAX: Duration = Duration::from_secs(10);
 
-/// How long a voter that fetches states is waited for in all, before it is in step again.
+/// How long a voter that fetches states is waited for in all, before it is in step again. Who says nothing for as long was
+/// away: it begins anew.
 const SYNC_AWAITED_MAX: Duration = Duration::from_secs(60);
 
 /// How fast requests are taken on.
@@ -81,6 +82,8 @@ struct Sync {
     used_at_first: u64,
     /// Since when the voter has been behind its log.
     since: Instant,
+    /// When the voter last said anything.
+    heard: Instant,
 }
 
 impl Pauses {
@@ -123,17 +126,18 @@ impl Replica {
         let used = told.and_then(|sync| self.used_since(sync.op));
         let Part::Leading(leading) = &mut self.part else { return };
         let Pauses { progress, syncs, .. } = &mut leading.pauses;
-        let known = syncs.get(&voter).copied();
+        let known = syncs.get(&voter).copied().filter(|known| now.since(known.heard) < SYNC_AWAITED_MAX);
         let sync = match (told, known) {
             (Some(told), Some(known)) if told.op == known.progress.op => {
                 let at = if known.progress.fetched < told.fetched { now } else { known.at };
-                Sync { progress: told, at, ..known }
+                Sync { progress: told, at, heard: now, ..known }
             }
             (Some(told), known) => Sync {
                 progress: told,
                 at: now,
                 used_at_first: used.unwrap_or(0),
                 since: known.map_or(now, |known| known.since),
+                heard: now,
             },
             // Its minute is over when it is in step again.
             (None, Some(known)) => {
@@ -142,8 +146,9 @@ impl Replica {
                     .is_some_and(|progress| known.progress.op < progress.applied && progress.pause.is_zero());
                 if is_in_step {
                     syncs.remove(&voter);
+                    return;
                 }
-                return;
+                Sync { heard: now, ..known }
             }
             (None, None) => return,
         };
