@@ -674,7 +674,7 @@ impl Run {
             };
         }
         let slip = Run::draw_slip(seed, &menu, replicas);
-        Run::draw_ring(swarm, seed, &mut config);
+        Run::draw_ring(swarm, seed, &menu, &mut config);
         Run::draw_limits(swarm, seed, &menu, &mut config);
         let victim = ReplicaId::new(prng.below(replicas as u64) as u8);
         let fault_mean = Duration::from_millis(prng.between(20, 1_500));
@@ -697,7 +697,7 @@ impl Run {
     }
 
     /// A ring so small that it wraps, and checkpoints a few ops apart, from a source of their own.
-    fn draw_ring(swarm: &Swarm, seed: u64, config: &mut Config) {
+    fn draw_ring(swarm: &Swarm, seed: u64, menu: &Menu, config: &mut Config) {
         let mut prng = Prng::new(seed ^ 0x0c4e_c490_1177_0000);
         let charge_max = chronon_vsr::charge(swarm.body_size_max);
         let mut some = |most: u64| {
@@ -710,7 +710,9 @@ impl Run {
         let longest = if prng.chance(1, 4) { 100_000 } else { 2_000 };
         config.pace.checkpoint = Duration::from_micros(prng.between(10, longest));
         config.pace.restore = Duration::from_micros(prng.between(10, longest));
-        config.pace.scrub = prng.chance(1, 2).then(|| Duration::from_millis(prng.between(5, 200)));
+        // Where nothing rots a scrub is only to do no harm.
+        let rarely = if menu.rot || menu.lost { 1 } else { 5 };
+        config.pace.scrub = prng.chance(1, 2).then(|| Duration::from_millis(prng.between(10, 400) * rarely));
         config.disk.atomic = if prng.chance(1, 2) { 4_096 } else { 512 };
     }
 
