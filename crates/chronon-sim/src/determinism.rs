@@ -8,8 +8,9 @@ use std::fmt;
 use std::time::Instant;
 
 use chronon_kernel::{Applied, CommittedOp, EngineOptions, Halted, Request, RequestResult};
-use chronon_vsr::{Digest, Duration, Entry, Op};
+use chronon_vsr::{Checksum, Digest, Duration, Entry, Op};
 
+use crate::world::chunks_of;
 use crate::{Config, Workload, World};
 
 /// Replays at once; one more comes later.
@@ -54,6 +55,8 @@ const HINT_LATER: &str = "Runs at one time agree and a run a second later does n
 /// A log, and how an engine was made that executed it.
 struct Log {
     options: EngineOptions,
+    /// The state before the first op.
+    genesis: Vec<Checksum>,
     ops: Vec<Recorded>,
 }
 
@@ -83,6 +86,8 @@ fn record(seed: u64, workload: Box<dyn Workload>) -> Log {
     config.clients.clients = 3;
     config.clients.calls = CALLS / 3;
     let mut world = World::new(config, workload);
+    let options = world.engine_options();
+    let genesis = chunks_of(&*world.workload.engine(options));
     let end = world.now() + RECORDED_MAX;
     while world.now() < end && world.is_quiet().is_err() && world.run_for(Duration::from_millis(50)) {}
     let executed = world.results();
@@ -92,7 +97,7 @@ fn record(seed: u64, workload: Box<dyn Workload>) -> Log {
         let (entry, requests) = (committed.entry.clone(), committed.requests.clone());
         Some(Recorded { entry, requests, digest, results })
     });
-    Log { options: world.engine_options(), ops: recorded.collect() }
+    Log { options, genesis, ops: recorded.collect() }
 }
 
 /// Runs the log on a new engine, in a thread of its own: with new hash seeds, on another stack.
@@ -105,6 +110,10 @@ fn replay(
         let replay = scope.spawn(|| {
             let workload = workload();
             let mut engine = workload.engine(log.options);
+            if chunks_of(&*engine) != log.genesis {
+                let (asked, did) = ("genesis", "made one state and, run again, another");
+                return Err(Difference { op: Op::ROOT, asked: asked.to_owned(), did: did.to_owned(), hint });
+            }
             log.ops.iter().try_for_each(|recorded| {
                 let header = recorded.entry.header();
                 let op = CommittedOp {

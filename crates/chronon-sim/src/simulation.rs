@@ -69,11 +69,19 @@ struct Life<M: StateMachine> {
     sinks: Vec<Outside<M>>,
     setup: Vec<Vec<u8>>,
     commands: Option<Draw<Drawn>>,
-    queries: Option<Draw<Vec<u8>>>,
+    queries: Option<Queries>,
     invariants: Vec<(String, Invariant<M>)>,
     aborts_allowed: bool,
     /// The first command drawn that is no fit one for any replica, in words.
     unfit: Option<String>,
+}
+
+/// What clients ask, and how to tell of it.
+#[derive(Clone)]
+struct Queries {
+    draw: Draw<Vec<u8>>,
+    describe: fn(&[u8]) -> String,
+    describe_answer: fn(&[u8]) -> String,
 }
 
 /// Why a replica's edge would not take a command.
@@ -202,8 +210,16 @@ where
     }
 
     /// What clients ask. Without it they ask nothing.
-    pub fn queries(mut self, draw: impl Fn(&mut Prng) -> M::Query + Send + Sync + 'static) -> Simulation<M> {
-        self.life.queries = Some(Arc::new(move |prng| encode("query", &draw(prng))));
+    pub fn queries(mut self, draw: impl Fn(&mut Prng) -> M::Query + Send + Sync + 'static) -> Simulation<M>
+    where
+        M::Query: fmt::Debug,
+        M::Answer: fmt::Debug,
+    {
+        self.life.queries = Some(Queries {
+            draw: Arc::new(move |prng| encode("query", &draw(prng))),
+            describe: |query| in_words::<M::Query>("query", query),
+            describe_answer: |answer| in_words::<M::Answer>("answer", answer),
+        });
         self
     }
 
@@ -559,7 +575,7 @@ where
     }
 
     fn query(&mut self, prng: &mut Prng) -> Vec<u8> {
-        self.queries.as_ref().map_or_else(Vec::new, |draw| draw(prng))
+        self.queries.as_ref().map_or_else(Vec::new, |queries| (queries.draw)(prng))
     }
 
     fn asks_queries(&self) -> bool {
@@ -583,15 +599,25 @@ where
     }
 
     fn describe_command(&self, command: &[u8]) -> String {
-        decode::<M::Command>(command).map_or_else(|| "what is no command".to_owned(), |it| format!("{it:?}"))
+        in_words::<M::Command>("command", command)
     }
 
     fn describe_reply(&self, reply: &[u8]) -> String {
-        decode::<M::Reply>(reply).map_or_else(|| "what is no reply".to_owned(), |it| format!("{it:?}"))
+        in_words::<M::Reply>("reply", reply)
+    }
+
+    fn describe_query(&self, query: &[u8]) -> String {
+        self.queries.as_ref().map_or_else(|| "a query".to_owned(), |queries| (queries.describe)(query))
+    }
+
+    fn describe_answer(&self, answer: &[u8]) -> String {
+        self.queries
+            .as_ref()
+            .map_or_else(|| "an answer".to_owned(), |queries| (queries.describe_answer)(answer))
     }
 
     fn describe_effect(&self, effect: &[u8]) -> String {
-        decode::<M::Effect>(effect).map_or_else(|| "what is no effect".to_owned(), |it| format!("{it:?}"))
+        in_words::<M::Effect>("effect", effect)
     }
 
     fn check_quiet(&self, quiet: &Quiet<'_>) -> Result<(), String> {
@@ -697,6 +723,11 @@ fn unreadable<T>(what: &'static str) -> String {
 fn encode<T: Serialize>(what: &str, value: &T) -> Vec<u8> {
     postcard::to_allocvec(value)
         .unwrap_or_else(|error| panic!("the {what} type {} can't be written: {error}", type_name::<T>()))
+}
+
+/// What these bytes hold, as Rust writes it.
+fn in_words<T: DeserializeOwned + fmt::Debug>(what: &str, bytes: &[u8]) -> String {
+    decode::<T>(bytes).map_or_else(|| format!("what is no {what}"), |it| format!("{it:?}"))
 }
 
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {

@@ -55,6 +55,16 @@ pub trait Workload {
         format!("a reply of {} bytes", reply.len())
     }
 
+    /// A query in words, for traces.
+    fn describe_query(&self, query: &[u8]) -> String {
+        format!("a query of {} bytes", query.len())
+    }
+
+    /// An answer to a query in words, for traces.
+    fn describe_answer(&self, answer: &[u8]) -> String {
+        format!("an answer of {} bytes", answer.len())
+    }
+
     /// An effect in words, for traces.
     fn describe_effect(&self, effect: &[u8]) -> String {
         format!("an effect of {} bytes", effect.len())

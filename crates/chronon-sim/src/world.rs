@@ -35,6 +35,7 @@ use crate::{CallKind, Config, Sink, SinkKind, Trace, Violation, Workload};
 
 use operator::Operator;
 use quarantine::Slips;
+pub(crate) use quiet::chunks_of;
 pub(crate) use vaults::Store;
 
 /// How soon an idle journal whose newest group lacks evidence writes it.

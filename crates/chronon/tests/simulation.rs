@@ -465,3 +465,69 @@ fn an_effect_that_cannot_be_read_back_is_a_finding_that_names_its_sink_and_its_t
     assert!(found.what.contains("simulation::Skipping"), "{found}");
     assert!(found.rerun.is_some());
 }
+
+/// Goes wrong where nothing is ordered: in genesis, or when it is asked.
+#[derive(Clone, State)]
+struct Odd<const WHERE: u8> {
+    born: Table<u64, u64>,
+}
+
+const CLOCK_IN_GENESIS: u8 = 0;
+const QUERY_PANICS: u8 = 1;
+const CLOCK_IN_QUERY: u8 = 2;
+
+impl<const WHERE: u8> StateMachine for Odd<WHERE> {
+    type Command = u64;
+    type Reply = ();
+    type Query = u64;
+    type Answer = u64;
+    type Effect = u64;
+    type Outcome = ();
+    const VERSION: u32 = 1;
+
+    fn genesis() -> Odd<WHERE> {
+        let mut born = Table::new();
+        if WHERE == CLOCK_IN_GENESIS {
+            born.insert(0, SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos().into());
+        }
+        Odd { born }
+    }
+
+    fn apply(&mut self, _: &mut Context<'_, Self>, number: u64) {
+        self.born.insert(number + 1, 1);
+    }
+
+    fn query(&self, _: &QueryContext, number: u64) -> u64 {
+        assert!(WHERE != QUERY_PANICS || number % 7 != 0, "asked for {number}");
+        if WHERE == CLOCK_IN_QUERY {
+            return SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos().into();
+        }
+        self.born.get(&number).copied().unwrap_or_default()
+    }
+}
+
+fn odd<const WHERE: u8>() -> Simulation<Odd<WHERE>> {
+    Simulation::new().commands(|random| random.below(40)).queries(|random| random.below(40)).seeds(0..4)
+}
+
+#[test]
+fn a_genesis_that_is_another_each_time_is_told_so() {
+    let difference = odd::<CLOCK_IN_GENESIS>().check_determinism(1).unwrap_err();
+    assert_eq!((difference.op.value(), &*difference.asked), (0, "genesis"), "{difference}");
+}
+
+#[test]
+fn a_query_that_panics_is_a_finding_that_names_what_was_asked() {
+    let found = odd::<QUERY_PANICS>().find().unwrap();
+    assert!(found.what.contains(" is refused: "), "{found}");
+    assert!(found.what.contains("query panicked: asked for "), "{found}");
+    let number = found.what.split("asked for ").nth(1).unwrap().split('"').next().unwrap();
+    assert!(found.what.contains(&format!(", {number} (")), "{found}");
+}
+
+#[test]
+fn a_query_that_reads_a_clock_is_told_what_it_was_asked_and_answered_each_time() {
+    let found = odd::<CLOCK_IN_QUERY>().find().unwrap();
+    assert!(found.what.contains(" was answered "), "{found}");
+    assert!(found.what.contains("Of one state it says something else each time"), "{found}");
+}

@@ -258,7 +258,8 @@ impl World {
             }
             Answer::NotExecuted(NotExecuted::Expired) => self.client_not_executed(number),
             Answer::NotExecuted(NotExecuted::Refused { .. } | NotExecuted::TooLarge { .. }) => {
-                let what = format!("call {id:?} is refused: {answer:?}: {kind:?}");
+                let asked = in_words(&kind, &*self.workload);
+                let what = format!("{id}, {asked}, is refused: {answer:?}");
                 self.object(Violation::new(Checker::Machine, what));
             }
         }
@@ -467,7 +468,9 @@ fn in_words(kind: &CallKind, workload: &dyn Workload) -> String {
         CallKind::Command { origin: Origin::Key { principal, key }, body } => {
             format!("{} (key {principal}/{key})", workload.describe_command(body))
         }
-        CallKind::Query { consistency, query } => format!("a {consistency:?} query of {} bytes", query.len()),
+        CallKind::Query { consistency, query } => {
+            format!("{} ({consistency:?})", workload.describe_query(query))
+        }
     }
 }
 
@@ -481,7 +484,7 @@ fn answer_in_words(answer: &Answer, workload: &dyn Workload) -> String {
             format!("{reply} from op {}{emitted}", at.op)
         }
         Answer::Answered { op, answer } => {
-            format!("an answer of {} bytes from op {op}", answer.as_slice().len())
+            format!("{} from op {op}", workload.describe_answer(answer.as_slice()))
         }
         other => format!("{other:?}"),
     }

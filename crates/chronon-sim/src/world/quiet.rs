@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use chronon_kernel::{Answer, Culprit, Engine, EngineOptions, Halted, Lineage, Put, Request, RequestResult};
+use chronon_kernel::{
+    Answer, Culprit, Engine, EngineOptions, Halted, Lineage, Put, QueryError, Request, RequestResult,
+};
 use chronon_vsr::{Checksum, Duration, Instant, Op, Role, Status, Timestamp};
 
 use crate::checker::Replayed;
@@ -12,6 +14,8 @@ use crate::{CallKind, Checker, Violation, World};
 /// Timers and delayed effects that are due later than this after the last thing that anybody asked for are not waited
 /// for: a machine may have some that are due next year, or again every second.
 const LATER: Duration = Duration::from_secs(15);
+
+type QueryAnswer = Result<Vec<u8>, QueryError>;
 
 impl World {
     /// Whether all is quiet: every call has ended, every replica is up and has executed everything, and every effect
@@ -168,8 +172,12 @@ impl World {
                 }
             }
             for (call, query, answer) in reads.remove(&op).unwrap_or_default() {
-                if engine.query(query).as_deref() != Ok(answer) {
-                    let what = format!("the read {call:?} at op {op} says what no state at that op says");
+                let answered = engine.query(query);
+                if answered.as_deref() != Ok(answer) {
+                    let again = engine.query(query);
+                    let what = self.misread(query, answer, &answered, &again);
+                    let what =
+                        format!("the read {call:?} at op {op} says what no state at that op says: {what}");
                     return Err(Violation::new(Checker::Linearizability, what));
                 }
             }
@@ -216,10 +224,26 @@ impl World {
         };
         self.workload.check_quiet(&quiet).map_err(|what| Violation::new(Checker::Machine, what))
     }
+
+    /// A read in words that a replay of the log, asked the same twice, answers otherwise.
+    fn misread(&self, query: &[u8], answer: &[u8], one: &QueryAnswer, other: &QueryAnswer) -> String {
+        let said = |answer: &QueryAnswer| match answer {
+            Ok(answer) => self.workload.describe_answer(answer),
+            Err(error) => error.to_string(),
+        };
+        let asked = self.workload.describe_query(query);
+        let (seen, replayed) = (self.workload.describe_answer(answer), said(one));
+        let hint = if one == other {
+            ""
+        } else {
+            ". Of one state it says something else each time: query reads a clock, draws random numbers, or walks a HashMap"
+        };
+        format!("{asked} was answered {seen}, and a replay of the log answers {replayed}{hint}")
+    }
 }
 
 /// The names of a state's chunks: the whole state in a few bytes.
-fn chunks_of(engine: &dyn Engine) -> Vec<Checksum> {
+pub(crate) fn chunks_of(engine: &dyn Engine) -> Vec<Checksum> {
     let mut chunks = Vec::new();
     let ended = engine.freeze().write(None, &mut |put| {
         match put {
