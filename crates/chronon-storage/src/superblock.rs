@@ -162,7 +162,7 @@ impl Superblock {
         r.zeros(HEAD_SIZE - SHARED_START - 140)?;
         let state = decode_state(&mut r)?;
         let identity = Identity { cluster, lineage, replica, disk };
-        r.only_zeros_left().then_some(Superblock {
+        (r.only_zeros_left() && is_consistent(&ring, &state)).then_some(Superblock {
             sequence,
             parent,
             identity,
@@ -397,6 +397,15 @@ fn encode_state(w: &mut Writer<'_>, state: &VsrState) {
         encode_stamp(w, peer.stamp);
         w.u64(peer.acked.value());
     }
+}
+
+/// What every replica takes for granted: a divisor is none that is zero, and it speaks in its own epoch of a log that it
+/// has taken in.
+fn is_consistent(ring: &Ring, state: &VsrState) -> bool {
+    let VsrState { membership, stamp, log_stamp, .. } = state;
+    let log_stamp = log_stamp.stamp();
+    let epochs_agree = [stamp.epoch, log_stamp.epoch].iter().all(|epoch| *epoch == membership.epoch);
+    0 < ring.checkpoint_interval && epochs_agree && log_stamp <= *stamp
 }
 
 fn decode_state(r: &mut Reader<'_>) -> Option<VsrState> {

@@ -9,7 +9,7 @@ use chronon_storage::{
     DataDirectory, Disk, Expect, File, FormatError, Identity, MemoryDisk, OpenError, ReadOnlyDirectory,
     format, open, wal_size,
 };
-use chronon_vsr::{ClusterId, Mutations, ReplicaId, Ring};
+use chronon_vsr::{Checksum, ClusterId, Mutations, ReplicaId, Ring};
 use support::*;
 
 fn open_error(disk: &mut dyn Disk, expect: Expect) -> OpenError {
@@ -257,4 +257,21 @@ fn a_wal_of_another_disk_is_garbage() {
     let (_, recovered) = reopen(&mut other);
     assert_eq!(recovered.entries, []);
     assert!(!recovered.scan_complete);
+}
+
+#[test]
+fn a_superblock_that_contradicts_itself_is_refused_though_its_checksum_is_right() {
+    // The checkpoint interval; and for three voters the stamp's epoch, the log stamp's epoch and view.
+    for (at, value) in [(128, 0), (253, 7), (269, 7), (277, 9)] {
+        let mut disk = formatted(3);
+        for copy in disk.bytes_mut(File::Superblock).chunks_mut(16 * 1024) {
+            copy[at..at + 8].copy_from_slice(&u64::to_le_bytes(value));
+            let checksum = Checksum::of(&copy[16..]);
+            copy[..16].copy_from_slice(&checksum.to_bytes());
+        }
+        let inspected = chronon_storage::inspect(&mut disk.clone());
+        assert!(inspected.refusal.is_some(), "{at}");
+        let error = any(&mut disk).to_string();
+        assert!(error.contains("0 of 4 copies are right"), "{at}: {error}");
+    }
 }
