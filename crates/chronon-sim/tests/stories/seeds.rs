@@ -55,6 +55,7 @@ fn seeds_that_found_a_bug_once_end_well() {
         596_344_271_299,
         596_344_272_097,
         500_000_110,
+        857_289_192_515,
     ];
     for seed in early.into_iter().chain(late).chain(by_commits) {
         run(seed..seed + 1);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use chronon_sim::{ALL, Cluster, Envelope, Fate, Fault, SinkBehaviour, World};
-use chronon_vsr::{Command, Duration, Event, Op, Payload, ReplicaId};
+use chronon_vsr::{Command, Duration, Event, Op, Payload, ReplicaId, Role};
 
 fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -68,6 +68,110 @@ fn a_new_primary_fetches_what_only_another_backup_holds_before_it_leads() {
         c.replica(old).restart();
         c.settle().assert_committed(ALL, 5);
         c.assert_event(next, |event| matches!(event, Event::EntryRepaired { .. }));
+    }
+}
+
+// Scenario 2.
+#[test]
+fn who_knows_more_to_be_committed_than_the_new_primary_votes_for_it_after_a_restart_too() {
+    for seed in 0..6 {
+        let mut c = Cluster::new(3).seed(seed);
+        c.submit(2).settle();
+        let old = c.primary();
+        // The backups hold the newest entries, and do not hear that these are committed.
+        c.filter(move |e| {
+            let lost = e.from == old && command(e) == Command::Commit;
+            if lost { Fate::Lose } else { Fate::Pass }
+        });
+        c.start(3).until("the clients are answered", World::clients_done);
+        // One of them leads next, and hears no vote.
+        c.isolate(&[old]);
+        c.filter(|e| if command(e) == Command::PrepareOk { Fate::Lose } else { Fate::Pass });
+        let others = c.backups();
+        let led: Vec<usize> = others.iter().map(|id| c.count_events(&[*id], is_primary_started)).collect();
+        let new = (0..500).find_map(|_| {
+            c.run(millis(10));
+            let leads =
+                |(id, led): &(&ReplicaId, &usize)| **led < c.count_events(&[**id], is_primary_started);
+            others.iter().zip(&led).find(leads).map(|(new, _)| *new)
+        });
+        let new = new.expect("another leads");
+        let known = |c: &mut Cluster, id| c.world().replica(id).expect("it runs").commit_max().op;
+        assert!(known(&mut c, new) < known(&mut c, old), "seed {seed}");
+        let is_view_adopted = |event: &Event| matches!(event, Event::ViewAdopted { .. });
+        let before = c.count_events(&[old], is_view_adopted);
+        let follows = (0..500).any(|_| {
+            c.heal().run(millis(10));
+            before < c.count_events(&[old], is_view_adopted)
+        });
+        assert!(follows, "seed {seed}");
+        c.run(millis(20));
+        let third = others.into_iter().find(|id| *id != new).unwrap();
+        c.replica(third).crash();
+        c.replica(old).crash().restart();
+        c.unfilter().submit(2);
+        c.replica(third).restart();
+        c.settle().assert_committed(ALL, 7);
+    }
+}
+
+// Scenarios 2 and 30.
+#[test]
+fn who_has_a_state_beyond_what_the_new_primary_knows_to_be_committed_votes_for_what_it_covers() {
+    for seed in 0..6 {
+        let mut c = Cluster::new(3).seed(seed).tiny_log(1);
+        c.submit(2).settle();
+        let old = c.primary();
+        let [new, third] = c.backups()[..] else { panic!("three replicas") };
+        // The log of the third comes to its end: it only hears what is committed.
+        let starves = move |e: &Envelope| {
+            let content = [Command::Prepare, Command::Repair, Command::Headers, Command::Chunk];
+            e.to == third && content.contains(&command(e))
+        };
+        c.filter(move |e| if starves(e) { Fate::Lose } else { Fate::Pass }).submit(200);
+        // The other backup holds some entries and does not hear that they are committed.
+        c.filter(move |e| match command(e) {
+            Command::PrepareOk => Fate::Hold,
+            _ if starves(e) => Fate::Lose,
+            _ => Fate::Pass,
+        });
+        c.start(8).run(millis(20)).cut(old, new);
+        c.filter(move |e| if starves(e) { Fate::Lose } else { Fate::Pass }).release();
+        c.until("they are committed", move |world| {
+            let [known, held] = [old, new].map(|id| world.replica(id).expect("it runs"));
+            held.head() <= known.commit_max().op
+        });
+        c.run(millis(60));
+        let known = |c: &mut Cluster, id| c.world().replica(id).expect("it runs").commit_max().op;
+        let covered = c.checkpoint(old).unwrap();
+        assert!(known(&mut c, new) < covered, "seed {seed}");
+        // The next view has these two and hears no vote. The old one offers its state, and nobody else sends chunks.
+        c.filter(move |e| {
+            let is_offer = matches!(command(e), Command::Ping | Command::Pong);
+            let cut_off = (e.from == old || e.to == old) && !(is_offer && (e.from == third || e.to == third));
+            let lost = matches!(command(e), Command::PrepareOk | Command::Chunk) || cut_off;
+            if lost { Fate::Lose } else { Fate::Pass }
+        });
+        c.heal();
+        c.until("the next view has begun", move |world| {
+            let role = |id| world.replica(id).expect("it runs").role();
+            matches!(role(new), Role::Primary { .. })
+                && matches!(role(third), Role::Backup { primary, .. } if primary == new)
+        });
+        c.filter(move |e| {
+            let others = [e.from, e.to] == [old, new] || [e.from, e.to] == [new, old];
+            let is_chunk_of_new = e.from == new && command(e) == Command::Chunk;
+            let lost = others || is_chunk_of_new || command(e) == Command::PrepareOk;
+            if lost { Fate::Lose } else { Fate::Pass }
+        });
+        c.until("the state has come", move |world| {
+            world.replica(third).is_some_and(|replica| covered <= replica.checkpoint().entry.op)
+        });
+        assert!(known(&mut c, new) < covered, "seed {seed}");
+        c.replica(old).crash();
+        c.unfilter().submit(2);
+        c.replica(old).restart();
+        c.settle();
     }
 }
 

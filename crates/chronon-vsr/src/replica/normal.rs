@@ -19,7 +19,8 @@ const AHEAD_MAX: u64 = 2 * PIPELINE_MAX;
 #[derive(Clone, Debug)]
 pub(crate) struct Following {
     pub(crate) detector: Detector,
-    /// The newest op that this stamp's primary said is committed: nothing up to it needs our ack.
+    /// The newest op that this stamp's primary said is committed, or that was known here at the start: nothing up to it needs
+    /// our ack, unless it is sent again.
     primary_commit: Op,
     /// The ops above it that were acked in this stamp. At most a pipeline of them.
     acked: BTreeSet<Op>,
@@ -180,6 +181,19 @@ impl Replica {
         }
         if let Part::Following(following) = &mut self.part {
             following.acked.remove(&name.op);
+            if name.op <= following.primary_commit.max(self.log.checkpoint().entry.op) {
+                self.ack_known_commit(name);
+            }
+        }
+    }
+
+    /// The primary sends again what is known to be committed here: its own view may not know it, and it waits for votes.
+    /// A checkpoint that covers an op vouches for it as its entry would (I5).
+    fn ack_known_commit(&mut self, entry: OpRef) {
+        let is_covered = entry.op <= self.log.checkpoint().entry.op && !self.is_syncing();
+        let is_held = self.log.at(entry.op) == Some(entry) && self.is_ackable(entry.op);
+        if (is_covered || is_held) && self.is_promised() && self.membership.is_voter(self.me) {
+            self.send_ack(entry);
         }
     }
 
@@ -330,15 +344,18 @@ impl Replica {
                 ready.extend(self.log.at(op));
             }
         }
-        let primary = self.membership.primary(self.stamp);
         for entry in ready {
-            if let Part::Following(following) = &mut self.part {
-                following.acked.insert(entry.op);
-            }
-            let checkpoint = self.log.checkpoint().entry.op;
-            let ok = Payload::PrepareOk { entry, applied: self.applied, checkpoint };
-            self.send(Recipients::One(primary), ok);
+            self.send_ack(entry);
         }
+    }
+
+    fn send_ack(&mut self, entry: OpRef) {
+        if let Part::Following(following) = &mut self.part {
+            following.acked.insert(entry.op);
+        }
+        let checkpoint = self.log.checkpoint().entry.op;
+        let ok = Payload::PrepareOk { entry, applied: self.applied, checkpoint };
+        self.send(Recipients::One(self.membership.primary(self.stamp)), ok);
     }
 
     /// The broken guard of I17: a flush that returns after the stamp was left still acks in it.
