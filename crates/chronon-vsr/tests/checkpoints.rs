@@ -5,7 +5,7 @@ mod world;
 
 #[cfg(feature = "mutations")]
 use chronon_vsr::Mutation;
-use chronon_vsr::{Duration, Event, Mutations, NotProposed, Op, Purpose};
+use chronon_vsr::{Command, Duration, Event, Mutations, NotProposed, Op, Purpose};
 use world::{Cluster, Faults};
 
 fn ms(count: u64) -> Duration {
@@ -336,6 +336,44 @@ fn acks_nothing_while_it_fetches_with(mutations: Mutations) {
 #[test]
 fn a_replica_acks_nothing_while_it_fetches_a_state() {
     acks_nothing_while_it_fetches_with(Mutations::NONE);
+}
+
+/// What is to be written next was damaged, and nobody has it any more: a state takes its place. Seed 6000427 came to it
+/// another way: the ring had no room for that op, and the replica's own checkpoint went past it.
+#[test]
+fn a_replica_whose_next_entry_to_write_is_gone_passes_over_it_and_votes_for_what_comes_after() {
+    let (mut c, primary) = settled(3, Mutations::NONE);
+    let (backup, third) = ((primary + 1) % 3, (primary + 2) % 3);
+    let beyond = (7 - c.replica(primary).head().value() % 6) % 6;
+    one_by_one(&mut c, primary, beyond);
+    c.run(ms(200));
+    // Everybody has a superblock of the newest checkpoint. What comes now is in the log alone.
+    let gone = c.replica(primary).head().next();
+    one_by_one(&mut c, primary, 4);
+    c.run(ms(50));
+    c.stop(backup, true);
+    c.rot_at(backup, gone);
+    one_by_one(&mut c, primary, 10);
+    c.run(ms(200));
+    assert!(gone < c.replica(primary).log_start() && gone < c.replica(third).log_start(), "{}", c.describe());
+    // A StartView would begin the log anew: it follows by what it is sent.
+    c.lose_next = Some(Command::StartView);
+    c.cut_link(third, backup);
+    c.start(backup);
+    let follows = c.run_until(ms(1000), |c| c.replica(backup).head() == c.replica(primary).head());
+    assert!(follows, "{}", c.describe());
+    c.mend();
+    let synced = c.run_until(ms(5000), |c| c.count(|event| matches!(event, Event::Synced { .. })) == 1);
+    assert!(synced, "{}", c.describe());
+    let stamp = c.replica(backup).stamp();
+    c.stop(third, true);
+    one_by_one(&mut c, primary, 3);
+    assert_eq!(
+        (stamp, stamp),
+        (c.replica(primary).stamp(), c.replica(backup).stamp()),
+        "nobody left the view"
+    );
+    c.settle();
 }
 
 /// A disk that can't write its checkpoint holds its replica back, and nobody else.
