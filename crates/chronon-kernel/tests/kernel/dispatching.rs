@@ -274,6 +274,29 @@ fn ticks_come_when_something_is_due_and_at_most_one_in_ten_milliseconds() {
     assert_eq!(desk.wait, Instant::NEVER);
 }
 
+// Seed 246: a clock was ahead of all others, no majority agreed on one, and what was due by it was not due in log time.
+#[test]
+fn ticks_that_leave_what_is_due_still_due_come_more_and_more_slowly() {
+    let mut desk = Desk::new(spec(Contract::AtLeastOnce));
+    let after = Duration::from_secs(60);
+    desk.emit(vec![Act::Emit { sink: "sink".into(), lane: None, after, deadline: None, body: Vec::new() }]);
+    let mut ticks = 0;
+    for _ in 0..200 {
+        let log_time = desk.log.now;
+        desk.log.now = log_time + 2 * after;
+        desk.monotonic = desk.monotonic + Duration::from_millis(10);
+        desk.hear(DispatcherInput::Tick);
+        desk.log.now = log_time;
+        ticks += desk.proposed.len();
+        desk.order_proposed();
+    }
+    assert!((2..=10).contains(&ticks), "{ticks} ticks in two seconds");
+    assert_eq!(desk.started.len(), 0);
+    desk.pass(after);
+    desk.order_proposed();
+    assert_eq!(desk.started.len(), 1);
+}
+
 #[test]
 fn a_frozen_sinks_orders_wait_and_a_thawed_ones_start() {
     let mut desk = Desk::new(spec(Contract::AtMostOnce));
