@@ -104,3 +104,28 @@ impl World {
             && process.store.is_whole(&mut machine.disk)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use chronon_vsr::Duration;
+
+    use super::*;
+    use crate::{Cluster, R0, R1};
+
+    /// Seed 3000296: the round had passed the damage before it was done, and another disk was damaged besides.
+    #[test]
+    fn the_round_of_scrubbing_under_way_says_nothing_of_what_was_damaged_meanwhile() {
+        let mut c =
+            Cluster::new(3).seed(1).with(|config| config.pace.scrub = Some(Duration::from_millis(10)));
+        c.submit(4).settle();
+        let looks = |world: &World| world.machines[index(R0)].looks;
+        let before = looks(c.world());
+        assert!(c.world().may_be_damaged(R0));
+        for rounds in 1..LOOKS_OF_A_START {
+            c.until("a round is done", |world| before + rounds <= looks(world));
+            assert!(!c.world().may_be_damaged(R1), "after {rounds} rounds");
+        }
+        c.until("the last round is done", |world| before + LOOKS_OF_A_START <= looks(world));
+        assert!(c.world().may_be_damaged(R1));
+    }
+}

@@ -1106,3 +1106,26 @@ fn run(world: &mut World, duration: Duration) -> Result<(), Violation> {
     world.run_for(duration);
     world.violation().cloned().map_or(Ok(()), Err)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Cluster, R0};
+
+    /// Seed 287302125787: a client that had many calls left was slow, and was taken for stuck.
+    #[test]
+    fn each_call_has_two_minutes_to_end_however_many_come_one_after_the_other() {
+        let workload = RegisterWorkload::draw(&mut Prng::new(1));
+        let mut c = Cluster::of(1, Box::new(workload)).seed(1).with(|config| {
+            config.clients.clients = 1;
+            config.clients.calls = 10;
+            config.clients.think_mean = Duration::from_secs(20);
+            config.clients.patience = Duration::from_secs(4);
+        });
+        c.replica(R0).slow(Duration::from_secs(1));
+        let began = c.world().now();
+        assert_eq!(Run::until_quiet(c.world(), "in this test"), Ok(()));
+        let took = c.world().now().since(began);
+        assert!(LIVENESS_MAX < took, "{took:?}");
+    }
+}

@@ -189,3 +189,28 @@ impl Checkpoints {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::R1;
+
+    /// Seed 676536422122: a hole below its own checkpoint was taken for a breach of I8.
+    #[test]
+    fn what_damage_took_below_a_replicas_own_checkpoint_was_not_let_go() {
+        let fresh = || {
+            let mut checkpoints = Checkpoints::new(Ring::DEFAULT, 3);
+            checkpoints.durable.insert(R1, Op::new(30));
+            checkpoints
+        };
+        assert!(fresh().on_release(R1, Op::new(20)).is_err(), "nobody else covers it");
+        let mut holed = fresh();
+        holed.on_lost(R1, Op::new(20));
+        assert_eq!(holed.on_release(R1, Op::new(20)), Ok(()));
+        assert!(holed.on_release(R1, Op::new(21)).is_err(), "this one it holds");
+        // Nor does damage excuse what the checkpoint does not cover.
+        holed.on_lost(R1, Op::new(40));
+        assert_eq!(holed.on_release(R1, Op::new(31)), Ok(()));
+        assert!(holed.on_release(R1, Op::new(32)).is_err());
+    }
+}

@@ -449,3 +449,57 @@ fn remembered(op: Op) -> Op {
 fn object(what: impl Into<String>) -> Result<(), Violation> {
     Err(Violation::new(Checker::Promises, what))
 }
+
+#[cfg(test)]
+mod tests {
+    use chronon_vsr::{
+        ClusterId, DiskId, Incarnation, Instant, Member, Membership, Mutations, Now, Options, Release, Ring,
+        Timestamp, Timing,
+    };
+
+    use super::*;
+
+    /// Seed 812: its primary had left the view by restarting.
+    #[test]
+    fn whoever_adopted_its_own_views_log_begins_the_view_unless_it_restarts() {
+        let id = ReplicaId::new(1);
+        let voters =
+            (0..3).map(|it| Member { replica: ReplicaId::new(it), disk: DiskId::new(it.into()) }).collect();
+        let membership = Membership { epoch: Epoch::new(0), voters, learners: Vec::new() };
+        let (cluster, lineage) = (ClusterId::new(1), 7);
+        let mut state = VsrState::format(membership.clone(), membership.root(cluster, lineage));
+        state.stamp = FIRST.next_view();
+        state.log_stamp = LogStamp::adopted(state.stamp);
+        let number = WriteNumber::ZERO.next();
+        let mut promises = Promises::new(3);
+        promises.on_persist(id, &Write::Superblock { number, state: state.clone() });
+        promises.on_durable(id, Durable::Superblock(number));
+        assert!(promises.on_superblock_heard(id, number).is_err(), "it has said nothing");
+
+        let recovered = Recovered {
+            cluster,
+            lineage,
+            replica: id,
+            disk: DiskId::new(1),
+            incarnation: Incarnation::new(0).next(1).expect("the first"),
+            state: state.clone(),
+            entries: Vec::new(),
+            scan_complete: true,
+            uncertain_from: None,
+        };
+        let options = Options {
+            timing: Timing::default(),
+            ring: Ring::DEFAULT,
+            release: Release::new(1),
+            seed: 1,
+            mutations: Mutations::NONE,
+        };
+        let now = Now { monotonic: Instant::ZERO, wall: Timestamp::ZERO };
+        let replica = Replica::open(options, recovered.clone(), now);
+        assert_eq!(promises.on_opened(id, &recovered, &replica), Ok(()));
+        // It writes one of the same stamp, with what it found.
+        promises.on_persist(id, &Write::Superblock { number, state });
+        promises.on_durable(id, Durable::Superblock(number));
+        assert_eq!(promises.on_superblock_heard(id, number), Ok(()));
+    }
+}

@@ -489,3 +489,20 @@ fn answer_in_words(answer: &Answer, workload: &dyn Workload) -> String {
         other => format!("{other:?}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Seed 351: an overload fed itself on repeats. Seed 157: a client waited for a stopped replica for most of a minute.
+    #[test]
+    fn clients_wait_longer_each_time_and_four_seconds_at_most() {
+        let first = Duration::from_millis(250);
+        let waits: Vec<Duration> = (0..60).map(|attempts| patience(first, attempts)).collect();
+        assert!(waits.is_sorted());
+        assert_eq!(waits.first(), Some(&first));
+        assert_eq!(waits.last(), Some(&Duration::from_secs(4)));
+        let patient = Duration::from_secs(10);
+        assert!((0..60).all(|attempts| patience(patient, attempts) == patient));
+    }
+}

@@ -145,3 +145,48 @@ impl World {
         self.give_front(at, FrontInput::DiskAge(age));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use chronon_storage::{Disk as _, File};
+
+    use super::*;
+    use crate::world::index;
+    use crate::{Cluster, R1};
+
+    /// Seed 46: the flush of two copies of a superblock failed, and the other two were torn nevertheless.
+    #[test]
+    fn after_a_step_that_failed_the_next_one_never_begins() {
+        for seed in 0..8 {
+            let mut c = Cluster::new(3).seed(seed);
+            c.submit(2).settle();
+            let due = |world: &World| {
+                let process = world.machines[index(R1)].process.as_ref()?;
+                process.jobs.iter().find_map(|(job, running)| {
+                    let steps = (running.steps.front()?, running.steps.get(1)?);
+                    let (Step::Flush { file: File::Superblock }, Step::Write { position, bytes, .. }) = steps
+                    else {
+                        return None;
+                    };
+                    Some((*job, running.steps.len(), *position, bytes.len()))
+                })
+            };
+            let primary = c.primary();
+            c.replica(primary).step_down();
+            c.until("two copies of a superblock are to be flushed", |world| due(world).is_some());
+            let (job, left, position, size) = due(c.world()).expect("just waited for");
+            let copies = |c: &mut Cluster| {
+                let mut bytes = vec![0; size];
+                let disk = &mut c.world().machines[index(R1)].disk;
+                disk.read(File::Superblock, position, &mut bytes).expect("it is whole");
+                bytes
+            };
+            let before = copies(&mut c);
+            c.world().machines[index(R1)].disk.fail_next();
+            c.world().disk_step(index(R1), job, left);
+            assert!(c.world().replica(R1).is_none(), "it stops");
+            assert!(before == copies(&mut c), "seed {seed}");
+            c.settle();
+        }
+    }
+}

@@ -151,3 +151,57 @@ impl World {
 fn ended(attempt: &Attempt, end: AttemptEnd) -> BackInput {
     BackInput::AttemptEnded { effect: attempt.effect, number: attempt.number, stamp: attempt.stamp, end }
 }
+
+#[cfg(test)]
+mod tests {
+    use chronon_bank::WebhookOrder;
+    use chronon_kernel::{AttemptNumber, Contract};
+    use chronon_vsr::Duration;
+
+    use super::*;
+    use crate::world::index;
+    use crate::{BankWorkload, Cluster};
+
+    /// One effect was settled, and a call of the next one is under way, when a repeat of the first leaves that had been
+    /// handed out before.
+    fn a_repeat_leaves_after_its_effect_was_settled(concurrency: u32, order: WebhookOrder) {
+        let window = Duration::from_secs(3_600);
+        let mut workload = BankWorkload::new(Contract::Idempotent { window, replays_errors: false });
+        workload.accounts = 2;
+        workload.webhook.concurrency = concurrency;
+        workload.order = order;
+        let mut c = Cluster::of(1, Box::new(workload)).seed(1);
+        c.submit(1).settle();
+        c.start(8).until("a call is under way", |world| !world.out_calls.is_empty());
+        let newest =
+            |world: &World| world.out_calls.values().map(|call| Arc::clone(&call.attempt)).next_back();
+        let first = newest(c.world()).expect("one is");
+        let (sink, lane, effect) = (first.sink.clone(), first.lane.clone(), first.effect);
+        c.until("the next one is", |world| {
+            let next =
+                newest(world).filter(|next| next.sink == sink && next.lane == lane && effect < next.effect);
+            next.is_some()
+        });
+        let primary = c.primary();
+        let process = c.world().machines[index(primary)].process.as_ref().expect("it leads");
+        assert!(process.back.engine().order(effect).is_none(), "it is settled");
+        let repeat = Attempt { number: AttemptNumber(first.number.0 + 1), ..(*first).clone() };
+        let calls = c.world().out_calls.len();
+        c.world().execute(index(primary), Arc::new(repeat));
+        assert_eq!(c.world().violation(), None);
+        assert_eq!(c.world().out_calls.len(), calls + 1, "it left");
+        c.settle();
+    }
+
+    /// Seed 646003152928: the judge of bounds counted the call that was just leaving.
+    #[test]
+    fn a_call_whose_effect_was_settled_before_it_left_holds_no_place() {
+        a_repeat_leaves_after_its_effect_was_settled(1, WebhookOrder::Any);
+    }
+
+    /// Seed 596344271299: the auditor took it for one that overtakes.
+    #[test]
+    fn a_lane_has_gone_on_when_its_settled_effects_last_repeat_leaves() {
+        a_repeat_leaves_after_its_effect_was_settled(16, WebhookOrder::ByPayer);
+    }
+}

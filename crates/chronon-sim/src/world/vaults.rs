@@ -525,3 +525,28 @@ fn read_all(vault: &mut Vault, disk: &mut SimDisk, root: Checksum) -> Option<Vec
     let list = vault.list(disk, root).ok()?;
     list.chunks.iter().map(|(id, _)| vault.read(disk, *id).ok()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::index;
+    use crate::{Cluster, R1};
+
+    /// Seed 27: the transfer waited for ever. What is put a second time writes nothing, so nothing ever becomes durable.
+    #[test]
+    fn a_fetched_chunk_that_a_state_of_its_own_brought_meanwhile_is_told_as_stored() {
+        let mut c = Cluster::new(3).seed(1).tiny_log(20);
+        c.submit(60).settle();
+        let root = c.world().machines[index(R1)].process.as_ref().and_then(|process| process.store.current);
+        let root = root.expect("checkpoints were taken");
+        let machine = &mut c.world().machines[index(R1)];
+        let process = machine.process.as_mut().expect("it runs");
+        let bytes = process.store.vault.read(&mut machine.disk, root).expect("it is whole");
+        let id = root;
+        c.world().do_task(index(R1), Task::Front(VaultTask::Store { root, id, bytes }));
+        let process = c.world().machines[index(R1)].process.as_ref().expect("it runs");
+        let is_told = |input: &FrontInput| matches!(input, FrontInput::Vault(VaultReport::Stored { id: stored, .. }) if *stored == id);
+        assert!(process.front_inbox.iter().any(is_told));
+        assert!(process.store.storing.is_empty(), "it waits for a write that nobody makes");
+    }
+}

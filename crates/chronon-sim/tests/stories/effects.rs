@@ -1,10 +1,10 @@
 //! Effects and the outside world, while replicas die around them.
 
 use chronon_kernel::{Contract, RequestResult};
-use chronon_sim::{ALL, BankWorkload, Cluster, Fault, SinkBehaviour};
+use chronon_sim::{ALL, BankWorkload, Cluster, Fate, Fault, SinkBehaviour};
 #[cfg(feature = "mutations")]
 use chronon_vsr::Mutation;
-use chronon_vsr::{Abdication, Duration, Event, Mutations, ReplicaId};
+use chronon_vsr::{Abdication, Command, Duration, Event, Mutations, ReplicaId};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -244,6 +244,27 @@ fn a_wall_clock_that_stood_an_hour_back_for_a_moment_delays_no_retry() {
     let began = c.world().now();
     c.settle().assert_committed(ALL, 8);
     assert!(c.world().now().since(began) < Duration::from_secs(20));
+}
+
+// Seed 1000046: the end settled what was parked in doubt, and its lane went on after all had been called quiet.
+#[test]
+fn all_is_not_quiet_while_somebody_knows_an_end_that_the_log_does_not_hold() {
+    let mut c = Cluster::with_contract(3, Contract::AtMostOnce).seed(9);
+    c.submit(2).settle();
+    let old = c.primary();
+    c.world().set_sinks(SinkBehaviour { delay_min: Duration::from_millis(100), ..SinkBehaviour::GOOD });
+    let starts = c.world().starts();
+    c.start(1).until("the call has left", move |world| starts < world.starts());
+    // It goes on as a backup, and nobody hears from it how the call ended.
+    c.filter(move |envelope| {
+        let tells = envelope.from == old && envelope.message.payload.command() == Command::Forward;
+        if tells { Fate::Lose } else { Fate::Pass }
+    });
+    c.replica(old).step_down();
+    c.run(Duration::from_secs(10));
+    let waits_for = c.world().is_quiet().expect_err("it is parked, and that is not the end of it");
+    assert!(waits_for.contains("knows ends of attempts"), "{waits_for}");
+    c.unfilter().settle();
 }
 
 // Scenario 62; seed 882525850747.
