@@ -54,5 +54,6 @@ pub(crate) fn check(tree: &Tree) -> Vec<Finding> {
     ];
     let mut findings: Vec<Finding> = checks.iter().flat_map(|check| check(tree)).collect();
     findings.extend(scenarios::guarantees(tree));
+    findings.extend(scenarios::bugs(tree));
     findings
 }

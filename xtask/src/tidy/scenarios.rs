@@ -1,4 +1,4 @@
-//! `docs/scenarios.md` and `docs/guarantees.md` name only tests that exist.
+//! `docs/scenarios.md`, `docs/guarantees.md` and the bugs in `docs/simulation.md` name only tests that exist.
 
 use std::collections::BTreeSet;
 
@@ -10,6 +10,8 @@ use crate::tree::{File, Tree};
 const SCENARIOS: usize = 80;
 const SCENARIOS_FILE: &str = "docs/scenarios.md";
 const GUARANTEES_FILE: &str = "docs/guarantees.md";
+const SIMULATION_FILE: &str = "docs/simulation.md";
+const BUGS: &str = "## Bugs that seeds found";
 
 /// Every scenario has a row; each row has a test that exists and what makes it fail, or says what it waits for.
 pub(super) fn scenarios(tree: &Tree) -> Vec<Finding> {
@@ -88,6 +90,35 @@ pub(super) fn guarantees(tree: &Tree) -> Vec<Finding> {
         findings.extend(missing(GUARANTEES_FILE, line, &names, &tests));
     }
     findings
+}
+
+/// Every bug that a seed found names tests that exist.
+pub(super) fn bugs(tree: &Tree) -> Vec<Finding> {
+    let begin = tree.file(SIMULATION_FILE).and_then(|file| Some((file, begin_of(file, BUGS)?)));
+    let Some((file, begin)) = begin else {
+        return vec![Finding::new(SIMULATION_FILE, 1, "the list of bugs is missing", "write it")];
+    };
+    let end = file.lines().find(|(line, text)| begin < *line && text.starts_with("## "));
+    let end = end.map_or(usize::MAX, |(line, _)| line);
+    let tests = tests(tree);
+    let mut findings = Vec::new();
+    for (line, cells) in rows(file).filter(|(line, _)| (begin..end).contains(line)) {
+        if !cells[0].starts_with(|c: char| c.is_ascii_digit()) {
+            continue;
+        }
+        let names = cells.get(3).map(|proof| code_spans(proof)).unwrap_or_default();
+        if names.is_empty() {
+            let what = format!("the bug of seed {} names no test", cells[0]);
+            findings.push(Finding::new(SIMULATION_FILE, line, what, "name one in backticks"));
+        }
+        findings.extend(missing(SIMULATION_FILE, line, &names, &tests));
+    }
+    findings
+}
+
+/// The line of a heading.
+fn begin_of(file: &File, heading: &str) -> Option<usize> {
+    file.lines().find(|(_, text)| text.trim_end() == heading).map(|(line, _)| line)
 }
 
 fn missing(path: &str, line: usize, names: &[&str], tests: &BTreeSet<String>) -> Vec<Finding> {
@@ -175,5 +206,19 @@ mod tests {
         assert_eq!(found("not yet proven: waits for checkpoints"), 0);
         assert_eq!(found("`the_story`"), 1);
         assert_eq!(found(""), 1);
+    }
+
+    #[test]
+    fn a_bug_without_a_test_is_found() {
+        let found = |proof: &str| {
+            let heads = "| seed | what | mended in | test |\n| --- | --- | --- | --- |";
+            let other = "## Figures\n| 1 | it | is | `of_no_interest` |";
+            let text = format!("{BUGS}\n\n{heads}\n| 27, 46 | It failed | abc | {proof} |\n\n{other}\n");
+            bugs(&Tree::of(&[("a.rs", TEST), (SIMULATION_FILE, &text)])).len()
+        };
+        assert_eq!(found("`the_story_ends_well`"), 0);
+        assert_eq!(found("`the_story`"), 1);
+        assert_eq!(found(""), 1);
+        assert_eq!(bugs(&Tree::of(&[])).len(), 1);
     }
 }
