@@ -227,30 +227,49 @@ fn two_replicas_that_disagree_both_halt_and_a_third_that_comes_back_decides() {
     }
 }
 
+/// Two that disagree, while the third, which needs a state, is away.
+struct Tie {
+    c: Cluster,
+    right: ReplicaId,
+    wrong: ReplicaId,
+    away: ReplicaId,
+}
+
+/// Both sides are quarantined.
+fn tie(seed: u64) -> Tie {
+    let mut c = cluster(3, seed, 60);
+    let (right, backups) = (c.primary(), c.backups());
+    let (away, wrong) = (backups[0], backups[1]);
+    c.replica(away).crash();
+    c.submit(300).run(Duration::from_secs(4));
+    // None is taken of the wrong state.
+    until_a_checkpoint(&mut c, wrong);
+    slip(&mut c, wrong);
+    c.start(1).until("both are quarantined", |world| {
+        [right, wrong].into_iter().all(|replica| world.is_quarantined(replica))
+    });
+    Tie { c, right, wrong, away }
+}
+
+/// Both are started again: then all goes on.
+fn end_tie(c: &mut Cluster, [wrong, right]: [ReplicaId; 2]) {
+    for replica in [wrong, right] {
+        c.replica(replica).crash().restart();
+    }
+    c.until("every command is answered", |world| world.clients_done()).settle();
+}
+
 /// Seed 1078765611289.
 #[test]
 fn two_that_disagree_have_no_state_for_a_third_that_needs_one_until_they_are_started_again() {
     for seed in 0..4 {
-        let mut c = cluster(3, seed, 60);
-        let (right, backups) = (c.primary(), c.backups());
-        let (away, wrong) = (backups[0], backups[1]);
-        c.replica(away).crash();
-        c.submit(300).run(Duration::from_secs(4));
-        // None is taken of the wrong state.
-        until_a_checkpoint(&mut c, wrong);
-        slip(&mut c, wrong);
-        c.start(1).until("both are quarantined", |world| {
-            [right, wrong].into_iter().all(|replica| world.is_quarantined(replica))
-        });
+        let Tie { mut c, right, wrong, away } = tie(seed);
         let head = c.head();
         c.replica(away).restart();
         c.run(Duration::from_secs(20));
         assert_eq!(c.count_events(&[away], |event| matches!(event, Event::Synced { .. })), 0);
         assert!(c.head().value() <= head.value() + chronon_vsr::PIPELINE_MAX, "somebody serves");
-        for replica in [wrong, right] {
-            c.replica(replica).crash().restart();
-        }
-        c.until("every command is answered", |world| world.clients_done()).settle();
+        end_tie(&mut c, [wrong, right]);
         assert!(!c.world().has_diverged(wrong) && !c.world().is_quarantined(wrong));
     }
 }
@@ -260,17 +279,7 @@ fn two_that_disagree_have_no_state_for_a_third_that_needs_one_until_they_are_sta
 #[test]
 fn a_tie_that_nobody_breaks_changes_views_more_and_more_rarely() {
     for seed in 0..4 {
-        let mut c = cluster(3, seed, 60);
-        let (right, backups) = (c.primary(), c.backups());
-        let (away, wrong) = (backups[0], backups[1]);
-        c.replica(away).crash();
-        c.submit(300).run(Duration::from_secs(4));
-        // None is taken of the wrong state.
-        until_a_checkpoint(&mut c, wrong);
-        slip(&mut c, wrong);
-        c.start(1).until("both are quarantined", |world| {
-            [right, wrong].into_iter().all(|replica| world.is_quarantined(replica))
-        });
+        let Tie { mut c, right, wrong, away } = tie(seed);
         if seed % 2 == 0 {
             c.replica(wrong).crash();
         }
@@ -286,10 +295,7 @@ fn a_tie_that_nobody_breaks_changes_views_more_and_more_rarely() {
         let hands_over =
             |event: &Event| matches!(event, Event::Abdicated { why: found, .. } if *found == why);
         assert!(2 <= c.count_events(ALL, hands_over), "it goes on asking whether the third can lead now");
-        for replica in [wrong, right] {
-            c.replica(replica).crash().restart();
-        }
-        c.until("every command is answered", |world| world.clients_done()).settle();
+        end_tie(&mut c, [wrong, right]);
     }
 }
 
