@@ -459,17 +459,25 @@ mod tests {
 
     use super::*;
 
-    /// Seed 812: its primary had left the view by restarting.
-    #[test]
-    fn whoever_adopted_its_own_views_log_begins_the_view_unless_it_restarts() {
+    const CLUSTER: ClusterId = ClusterId::new(1);
+    const LINEAGE: u128 = 7;
+
+    /// What the second of three replicas keeps that has adopted the log of its own view.
+    fn adopted() -> (ReplicaId, VsrState) {
         let id = ReplicaId::new(1);
         let voters =
             (0..3).map(|it| Member { replica: ReplicaId::new(it), disk: DiskId::new(it.into()) }).collect();
         let membership = Membership { epoch: Epoch::new(0), voters, learners: Vec::new() };
-        let (cluster, lineage) = (ClusterId::new(1), 7);
-        let mut state = VsrState::format(membership.clone(), membership.root(cluster, lineage));
+        let mut state = VsrState::format(membership.clone(), membership.root(CLUSTER, LINEAGE));
         state.stamp = FIRST.next_view();
         state.log_stamp = LogStamp::adopted(state.stamp);
+        (id, state)
+    }
+
+    /// Seed 812: its primary had left the view by restarting.
+    #[test]
+    fn whoever_adopted_its_own_views_log_begins_the_view_unless_it_restarts() {
+        let (id, state) = adopted();
         let number = WriteNumber::ZERO.next();
         let mut promises = Promises::new(3);
         promises.on_persist(id, &Write::Superblock { number, state: state.clone() });
@@ -477,8 +485,8 @@ mod tests {
         assert!(promises.on_superblock_heard(id, number).is_err(), "it has said nothing");
 
         let recovered = Recovered {
-            cluster,
-            lineage,
+            cluster: CLUSTER,
+            lineage: LINEAGE,
             replica: id,
             disk: DiskId::new(1),
             incarnation: Incarnation::new(0).next(1).expect("the first"),
@@ -501,5 +509,20 @@ mod tests {
         promises.on_persist(id, &Write::Superblock { number, state });
         promises.on_durable(id, Durable::Superblock(number));
         assert_eq!(promises.on_superblock_heard(id, number), Ok(()));
+    }
+
+    /// Seed 945: of two superblocks the first named a checkpoint, the second the view; Front had heard of the first.
+    #[test]
+    fn whoever_has_not_heard_yet_that_its_view_is_kept_need_not_begin_it() {
+        let (id, state) = adopted();
+        let (first, second) = (WriteNumber::ZERO.next(), WriteNumber::ZERO.next().next());
+        let before = VsrState { stamp: FIRST, log_stamp: LogStamp::adopted(FIRST), ..state.clone() };
+        let mut promises = Promises::new(3);
+        promises.on_persist(id, &Write::Superblock { number: first, state: before });
+        promises.on_persist(id, &Write::Superblock { number: second, state });
+        promises.on_durable(id, Durable::Superblock(first));
+        promises.on_durable(id, Durable::Superblock(second));
+        assert_eq!(promises.on_superblock_heard(id, first), Ok(()));
+        assert!(promises.on_superblock_heard(id, second).is_err(), "it has said nothing");
     }
 }
