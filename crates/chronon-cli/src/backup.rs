@@ -9,7 +9,9 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use chronon_kernel::StateMachine;
-use chronon_server::{CHUNKS, Founding, MANIFEST, Manifest, RestoredState, chunk_of_name};
+use chronon_server::{
+    CHUNKS, Founding, MANIFEST, Manifest, RestoredState, chunk_bytes, chunk_of_name, manifest_bytes,
+};
 use chronon_vsr::Checksum;
 use hyper::Method;
 use serde_json::json;
@@ -154,6 +156,8 @@ fn refuse_others(directory: &Path, is_ours: impl Fn(&str) -> bool) -> anyhow::Re
 fn hold(to: &Path) -> anyhow::Result<fs::File> {
     let path = to.join(LOCK);
     let failed = || format!("can't lock {}", path.display());
+    // Whoever opens a pipe waits for somebody at its other end.
+    anyhow::ensure!(fs::metadata(&path).map_or(true, |found| found.is_file()), "{}: it is no file", failed());
     let lock = fs::OpenOptions::new().write(true).create(true).truncate(false).open(&path);
     let lock = lock.with_context(failed)?;
     match lock.try_lock() {
@@ -166,7 +170,7 @@ fn hold(to: &Path) -> anyhow::Result<fs::File> {
 /// The backup that is in the directory already.
 fn earlier(to: &Path) -> anyhow::Result<Option<Manifest>> {
     let path = to.join(MANIFEST);
-    let text = match fs::read(&path) {
+    let text = match manifest_bytes(to) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).with_context(|| format!("can't read {}", path.display())),
@@ -181,7 +185,7 @@ fn earlier(to: &Path) -> anyhow::Result<Option<Manifest>> {
 async fn fetch(api: &Api, chunks: &Path, name: &str) -> anyhow::Result<bool> {
     let id = chunk_of_name(name).with_context(|| format!("{name:?} is no chunk's name"))?;
     let path = chunks.join(name);
-    if fs::read(&path).is_ok_and(|bytes| Checksum::of_chunk(&bytes) == id) {
+    if chunk_bytes(&path).is_ok_and(|bytes| Checksum::of_chunk(&bytes) == id) {
         return Ok(false);
     }
     let bytes = api.bytes(&format!("/v1/chunks/{name}")).await?;

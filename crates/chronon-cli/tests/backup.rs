@@ -5,13 +5,15 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use chronon_bank::Bank;
 use chronon_server::{Founding, Manifest, RestoredState};
 use chronon_vsr::{ClusterId, Epoch, ReplicaId, Ring};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::Value;
 use support::{Cluster, Directory, chronon, stderr, stdout};
 
@@ -263,4 +265,51 @@ async fn a_backup_has_its_directory_to_itself_and_spares_what_is_not_its_own() {
     std::fs::write(&manifest, other.to_string()).unwrap();
     refused(&to, "a backup of cluster 0123");
     assert_eq!(std::fs::read_to_string(&manifest).unwrap(), other.to_string());
+}
+
+/// The name of a file, what is put in its place, the words that say so, and who says them.
+type OddFile<'a> = (&'a str, &'a dyn Fn(&Path), &'a str, &'a [&'a [&'a str]]);
+
+/// Nobody is at the other end of a pipe, and there is no memory for a file without measure.
+#[tokio::test]
+async fn what_lies_in_the_place_of_a_backups_files_is_told_and_neither_waited_for_nor_read_without_end() {
+    let cluster = Cluster::started("backup-odd", 1);
+    cluster.primary(None).await;
+    furnish(&cluster);
+    let away = Directory::new("backup-odd-files");
+    let to = away.path("bank");
+    ask(&cluster, &["backup", "--to", &to]);
+    let pipe = |path: &Path| mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let endless = |path: &Path| fs::File::create(path).unwrap().set_len(1 << 40).unwrap();
+    let api = cluster.api();
+    let (backup, restore) = (
+        ["backup", "--to", to.as_str(), "--api", api.as_str()],
+        ["restore", "--from", to.as_str(), "--dir", "nowhere", "--replicas", "1"],
+    );
+    let cases: [OddFile<'_>; 3] = [
+        ("manifest.json", &pipe, "manifest.json: it is no file", &[&backup, &restore]),
+        ("manifest.json", &endless, "manifest.json: it has more than 16777216 bytes", &[&backup, &restore]),
+        ("lock", &pipe, "lock: it is no file", &[&backup]),
+    ];
+    for (name, put, words, commands) in cases {
+        let (path, aside) = (PathBuf::from(&to).join(name), PathBuf::from(away.path("aside")));
+        fs::rename(&path, &aside).unwrap();
+        put(&path);
+        for command in commands {
+            let refused = chronon(command);
+            assert_eq!(refused.status.code(), Some(1), "{name}: {}", stderr(&refused));
+            assert!(stderr(&refused).contains(words), "{name}: {}", stderr(&refused));
+        }
+        fs::remove_file(&path).unwrap();
+        fs::rename(&aside, &path).unwrap();
+    }
+    // A chunk that is none is fetched again.
+    let chunk = fs::read_dir(format!("{to}/chunks")).unwrap().next().unwrap().unwrap().path();
+    fs::remove_file(&chunk).unwrap();
+    pipe(&chunk);
+    ask(&cluster, &["backup", "--to", &to]);
+    assert!(chunk.is_file());
+    endless(&chunk);
+    let refused = chronon(&restore);
+    assert!(stderr(&refused).contains("it has more than 262144 bytes"), "{}", stderr(&refused));
 }

@@ -1,12 +1,15 @@
 //! Backups: a state as a manifest and chunks, and the data directories of a cluster that is restored from one.
 
-use std::io;
+use std::fs;
+use std::io::{self, Read as _};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use chronon_kernel::{EngineOptions, Frozen, Lineage, Put, RestoreError, StateMachine};
 use chronon_storage::{ChunkList, DataDirectory, Disk, FormatError, ListError, Vault, VaultError, perform};
-use chronon_vsr::{Checkpoint, Checksum, DiskId, Epoch, Mutations, OpRef, ReplicaId, Timestamp, VsrState};
+use chronon_vsr::{
+    CHUNK_SIZE_MAX, Checkpoint, Checksum, DiskId, Epoch, Mutations, OpRef, ReplicaId, Timestamp, VsrState,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::node::{Founding, RELEASE};
@@ -16,6 +19,9 @@ const FORMAT: u32 = 2;
 
 /// What a chunk takes in a pack beside its bytes, at most: a header, and what is left of a block.
 const RECORD_ROOM: u64 = 8 * 1024;
+
+/// The most bytes that a manifest is read of: those of a state with as many chunks as there can be are fewer.
+const MANIFEST_SIZE_MAX: usize = 16 * 1024 * 1024;
 
 /// The file that says what a backup is. It is written last.
 pub const MANIFEST: &str = "manifest.json";
@@ -81,7 +87,7 @@ impl Manifest {
     /// The manifest of the backup in this directory, if there is one: every byte of it is as it was written.
     pub fn read(directory: &Path) -> Result<Option<Manifest>, BackupError> {
         let path = directory.join(MANIFEST);
-        let text = match std::fs::read(&path) {
+        let text = match manifest_bytes(directory) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(BackupError::Unreadable { path, source }),
@@ -285,14 +291,36 @@ impl RestoredState {
     }
 }
 
+/// The bytes of the manifest in this directory, whatever they are.
+pub fn manifest_bytes(directory: &Path) -> io::Result<Vec<u8>> {
+    bytes_of(&directory.join(MANIFEST), MANIFEST_SIZE_MAX)
+}
+
+/// The bytes of a chunk's file, whatever they are.
+pub fn chunk_bytes(path: &Path) -> io::Result<Vec<u8>> {
+    bytes_of(path, CHUNK_SIZE_MAX)
+}
+
+/// A pipe would be waited for, a device has no end, and of a file that is too long nobody needs the rest.
+fn bytes_of(path: &Path, size_max: usize) -> io::Result<Vec<u8>> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(size_max as u64 + 1).read_to_end(&mut bytes)?;
+    if size_max < bytes.len() {
+        return Err(io::Error::other(format!("it has more than {size_max} bytes")));
+    }
+    Ok(bytes)
+}
+
 fn read_chunk(directory: &Path, name: &str) -> Result<Vec<u8>, BackupError> {
     let path = directory.join(CHUNKS).join(name);
     let id = chunk_of_name(name).ok_or_else(|| BackupError::ChunkDamaged { path: path.clone() })?;
-    // A pipe would be waited for, and a device has no end.
-    if std::fs::metadata(&path).is_ok_and(|found| !found.is_file()) {
+    if fs::metadata(&path).is_ok_and(|found| !found.is_file()) {
         return Err(BackupError::ChunkDamaged { path });
     }
-    match std::fs::read(&path) {
+    match chunk_bytes(&path) {
         Ok(bytes) if Checksum::of_chunk(&bytes) == id => Ok(bytes),
         Ok(_) => Err(BackupError::ChunkDamaged { path }),
         Err(source) => Err(BackupError::Unreadable { path, source }),

@@ -44,7 +44,10 @@ mod vault;
 mod wal;
 mod wire;
 
-pub use backup::{BackupError, CHUNKS, MANIFEST, Manifest, RestoredState, chunk_name, chunk_of_name};
+pub use backup::{
+    BackupError, CHUNKS, MANIFEST, Manifest, RestoredState, chunk_bytes, chunk_name, chunk_of_name,
+    manifest_bytes,
+};
 pub use call::{Call, CallError};
 pub use config::{Addresses, CheckpointLimits, DiskHook, DiskKind, Limits, Listen, ServerConfig, WallHook};
 pub use node::{BoundAddresses, Founding, Node, RunningNode, StartError};
