@@ -73,6 +73,12 @@ pub(crate) struct FrontReport {
     pub(crate) unanswered: usize,
     /// Whether it fetches a state, and acknowledges nothing until it has it.
     pub(crate) fetches: bool,
+    /// How far that state is.
+    pub(crate) sync: Option<SyncProgress>,
+    /// The op of its newest checkpoint.
+    pub(crate) checkpoint: Op,
+    /// How long its oldest write has been under way.
+    pub(crate) disk_age: Duration,
     /// What it can't go on without and nobody has.
     pub(crate) loss: Option<Loss>,
     pub(crate) clocks: Clocks,
@@ -375,6 +381,9 @@ impl FrontThread {
                     halted: self.front.borrow().halted().cloned(),
                     unanswered: self.waiters.borrow().len(),
                     fetches: self.front.borrow().replica().is_fetching_state(),
+                    sync: self.front.borrow().replica().sync_progress(),
+                    checkpoint: self.front.borrow().replica().checkpoint().entry.op,
+                    disk_age: self.writes.borrow().age(Clock.monotonic()),
                     loss: self.front.borrow().replica().loss().cloned(),
                     clocks: self.front.borrow().replica().clocks(),
                     json: self.status_json(),
@@ -612,7 +621,7 @@ pub(crate) fn text_of_halt(halted: &Halted) -> serde_json::Value {
     })
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

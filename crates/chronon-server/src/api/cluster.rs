@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use super::problem::Problem;
 use super::{Api, sinks, text};
+use crate::front::millis;
 
 /// How long other replicas may take to say how they are.
 const OTHERS_PATIENCE: Duration = Duration::from_millis(500);
@@ -158,10 +159,18 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
         line("gauge", "op", status.head.value());
         line("gauge", "commit", status.commit_max.op.value());
         line("gauge", "applied", status.applied.value());
+        line("gauge", "checkpoint", report.checkpoint.value());
         line("gauge", "queued", status.queued as u64);
         line("gauge", "quarantined", u64::from(status.quarantine.is_some()));
         line("gauge", "unanswered", report.unanswered as u64);
         line("gauge", "unrecoverable", u64::from(report.loss.is_some()));
+        line("gauge", "disk_age_ms", millis(report.disk_age));
+        let sync = report.sync.map(|sync| (sync.op.value(), sync.chunks, sync.fetched));
+        let (sync_op, chunks, fetched) = sync.unwrap_or_default();
+        line("gauge", "fetching_state", u64::from(report.fetches));
+        line("gauge", "sync_op", sync_op);
+        line("gauge", "sync_chunks", chunks.into());
+        line("gauge", "sync_chunks_fetched", fetched.into());
         line("gauge", "clock_off", u64::from(report.clocks == Clocks::OwnIsOff));
         line("gauge", "clocks_disagree", u64::from(report.clocks == Clocks::Disagree));
     }

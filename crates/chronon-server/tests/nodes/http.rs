@@ -1,5 +1,7 @@
 //! The HTTP API of real nodes.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::cluster::{Cluster, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -127,4 +129,94 @@ async fn the_cluster_shows_every_replica_and_one_primary() {
     })
     .await;
     assert_eq!(cluster.http(0, "GET", "/healthz", "", "").await.status, 200);
+}
+
+/// What a replica's `/metrics` have: the name and the value of each line, and of a histogram its name alone.
+async fn metrics(cluster: &Cluster, replica: u8) -> BTreeMap<String, Option<f64>> {
+    let text = cluster.http(replica, "GET", "/metrics", "", "").await.text;
+    let declared = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    declared
+        .map(|(name, _)| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            (name.to_owned(), line.map(|value| value.parse().unwrap()))
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documents_name_every_metric_and_no_other() {
+    let cluster = Cluster::start(1).await;
+    let printed: BTreeSet<String> = metrics(&cluster, 0).await.into_keys().collect();
+    assert!(printed.contains("chronon_engine_keys"), "the engine was not asked: {printed:?}");
+    let docs = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs");
+    let documents = std::fs::read_dir(docs).unwrap().map(|entry| entry.unwrap().path());
+    let documents = documents.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    let texts: Vec<String> = documents.map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    let named_in = |text: &str| -> BTreeSet<String> {
+        let words = text.split('`').filter(|word| word.starts_with("chronon_"));
+        words.map(str::to_owned).collect()
+    };
+    let named: BTreeSet<String> = texts.iter().flat_map(|text| named_in(text)).collect();
+    assert_eq!(named.difference(&printed).collect::<Vec<_>>(), [""; 0], "no such metric");
+    let reference = std::fs::read_to_string(format!("{docs}/http-api.md")).unwrap();
+    let missing: Vec<String> = printed.difference(&named_in(&reference)).cloned().collect();
+    assert!(missing.is_empty(), "docs/http-api.md does not name {missing:?}");
+}
+
+/// Where each number that `GET /v1/cluster` has about the disk, the intake and a transfer is in `/metrics`.
+const ALSO_METRICS: [(&str, &str); 22] = [
+    ("/disk/age_ms", "disk_age_ms"),
+    ("/disk/stalls", "disk_stalls_total"),
+    ("/disk/stall_ms_max", "disk_stall_ms_max"),
+    ("/disk/short", "disk_short"),
+    ("/disk/available_bytes", "disk_available_bytes"),
+    ("/disk/wal_bytes", "wal_bytes"),
+    ("/disk/wal_used_bytes", "wal_used_bytes"),
+    ("/disk/checkpoints_bytes", "vault_bytes"),
+    ("/disk/checkpoints_live_bytes", "vault_live_bytes"),
+    ("/disk/damaged/wal_groups", "wal_groups_damaged_total"),
+    ("/disk/damaged/wal_blots", "wal_blots_total"),
+    ("/disk/damaged/superblock_copies", "superblock_copies_damaged_total"),
+    ("/disk/damaged/chunks", "chunks_damaged_total"),
+    ("/disk/damaged/chunks_mended", "chunks_repaired_total"),
+    ("/disk/scrub/wal_bytes", "wal_scrub_bytes"),
+    ("/disk/scrub/wal_rounds", "wal_scrub_rounds_total"),
+    ("/disk/scrub/checkpoints_bytes", "vault_scrub_bytes"),
+    ("/disk/scrub/checkpoints_rounds", "vault_scrub_rounds_total"),
+    ("/intake/pause_ms", "intake_pause_ms"),
+    ("/intake/paused_ms", "intake_paused_ms"),
+    ("/state_transfers", "state_transfers_total"),
+    ("/fetching_state", "fetching_state"),
+];
+
+fn numbers_in(value: &serde_json::Value, path: &str, found: &mut BTreeSet<String>) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            fields.iter().for_each(|(name, value)| numbers_in(value, &format!("{path}/{name}"), found));
+        }
+        serde_json::Value::Number(_) | serde_json::Value::Bool(_) => drop(found.insert(path.to_owned())),
+        _ => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_cluster_shows_of_disks_intake_and_transfers_is_a_metric_too() {
+    let cluster = Cluster::start(1).await;
+    let shown = cluster.http(0, "GET", "/v1/cluster", "", "").await.json()["replicas"][0].clone();
+    let mut numbers = BTreeSet::from(["/state_transfers".to_owned(), "/fetching_state".to_owned()]);
+    for part in ["disk", "intake", "sync"] {
+        numbers_in(&shown[part], &format!("/{part}"), &mut numbers);
+    }
+    let known: BTreeSet<String> = ALSO_METRICS.iter().map(|(path, _)| (*path).to_owned()).collect();
+    assert_eq!(numbers, known, "what is shown has a metric each, and the other way round");
+    let metrics = metrics(&cluster, 0).await;
+    for (path, name) in ALSO_METRICS {
+        assert!(shown.pointer(path).is_some(), "{path} is not shown: {shown}");
+        assert!(metrics.contains_key(&format!("chronon_{name}")), "no {name}, which is {path}");
+    }
+    // Of those that nothing changes meanwhile the value is the same.
+    for (path, name) in [("/disk/wal_bytes", "wal_bytes"), ("/disk/checkpoints_bytes", "vault_bytes")] {
+        let value = metrics[&format!("chronon_{name}")];
+        assert_eq!(shown.pointer(path).unwrap().as_f64(), value, "{path}");
+    }
 }
