@@ -1,9 +1,13 @@
 //! Logs that take more than they hold: checkpoints, restarts from them, and replicas that were away for long.
 
+use std::collections::BTreeSet;
+
 use chronon_server::StopReason;
+use serde_json::Value;
 
 use crate::cluster::{Cluster, Setup};
 use crate::common::eventually;
+use crate::links::Mode;
 use crate::load::Load;
 
 /// About so many heavy commands fill the small log once.
@@ -93,6 +97,56 @@ async fn a_replica_that_was_away_for_long_is_brought_back_under_load() {
     told.assert_kept(&cluster.books().await);
 }
 
+/// What `GET /v1/cluster` has about a replica, asked of another or of itself.
+async fn shown_by(cluster: &Cluster, asked: u8, replica: u8) -> Value {
+    cluster.get(asked, "/v1/cluster").await["replicas"][usize::from(replica)].clone()
+}
+
+/// Waits until nobody but the replica that is away has anything to execute or to write: what it is given then is the state
+/// that they keep.
+async fn settled(cluster: &Cluster, away: u8) {
+    eventually("the others have written their checkpoints", async || {
+        let mut states = BTreeSet::new();
+        let mut written = true;
+        for other in cluster.replicas().filter(|other| *other != away) {
+            let status = cluster.status(other).await;
+            written &= status.applied == status.op && status.commit == status.op;
+            written &= cluster.measured(other, "freeze").await
+                == cluster.counter(other, "checkpoints_written").await;
+            states.insert((status.op, status.checkpoint));
+        }
+        written && states.len() == 1
+    })
+    .await;
+}
+
+/// Waits until a replica says of the state that it fetches that so many chunks have come and others are still to come, to
+/// whoever asks it and in its metrics; and returns of how many.
+async fn says_how_far_it_is(cluster: &Cluster, away: u8, goal: u64) -> u64 {
+    let primary = cluster.primary().await;
+    let state = cluster.status(primary).await.checkpoint;
+    let mut lacked = 0;
+    for asked in [away, primary] {
+        eventually("it says how many chunks have come", async || {
+            let sync = shown_by(cluster, asked, away).await["sync"].clone();
+            let number = |name: &str| sync[name].as_u64().unwrap_or(0);
+            let fetched = number("fetched");
+            lacked = number("chunks");
+            assert!(fetched < lacked || lacked == 0, "{sync}");
+            goal <= fetched && 0 < lacked && number("op") == state
+        })
+        .await;
+    }
+    let shown = shown_by(cluster, primary, away).await;
+    assert_eq!((&shown["fetching_state"], &shown["state_transfers"]), (&true.into(), &1.into()), "{shown}");
+    for (name, value) in [("sync_op", state), ("sync_chunks", lacked), ("fetching_state", 1)] {
+        assert_eq!(cluster.gauge(away, name).await, value, "{name}");
+    }
+    let fetched = cluster.gauge(away, "sync_chunks_fetched").await;
+    assert!(goal <= fetched && fetched < lacked, "{fetched} of {lacked}");
+    lacked
+}
+
 /// No new op shows it the way.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_was_away_for_long_is_brought_back_to_an_idle_cluster() {
@@ -100,14 +154,28 @@ async fn a_replica_that_was_away_for_long_is_brought_back_to_an_idle_cluster() {
     let load = Load::heavy(&cluster, 0);
     let (away, left_at) = left_behind(&mut cluster, &load).await;
     let told = load.stop().await;
+    settled(&cluster, away).await;
+    // It can't be done with it before its peers have sent all of it.
+    cluster.links.set_all_to(away, Mode::LoseChunks);
     cluster.start_one(away).await;
-    // It can't be done with it before its disk has said so.
+    // Nor before its disk has said so.
     cluster.disk(away).pull();
     let is_told = async || cluster.ready(away).await.contains("fetches a state");
     eventually("it is not ready, and says why", is_told).await;
     cluster.disk(away).release();
+    let lacked = says_how_far_it_is(&cluster, away, 0).await;
+    cluster.links.set_all_to(away, Mode::PassOneChunk);
+    assert_eq!(says_how_far_it_is(&cluster, away, 1).await, lacked);
+    cluster.links.set_all_to(away, Mode::Pass);
     eventually("it is ready", async || cluster.ready(away).await.ends_with("ok\n")).await;
     caught_up(&cluster, away, left_at).await;
+    let shown = shown_by(&cluster, away, away).await;
+    assert_eq!((&shown["sync"], &shown["state_transfers"]), (&Value::Null, &1.into()), "{shown}");
+    assert_eq!(cluster.counter(away, "state_transfers").await, 1);
+    assert_eq!(cluster.gauge(away, "sync_chunks").await, 0);
+    let primary = cluster.primary().await;
+    let shown = shown_by(&cluster, away, primary).await;
+    assert_eq!((&shown["sync"], &shown["state_transfers"]), (&Value::Null, &0.into()), "{shown}");
     told.assert_kept(&cluster.books().await);
 }
 

@@ -16,6 +16,32 @@ use tokio::task::JoinSet;
 pub(crate) enum Mode {
     Pass,
     Lose,
+    /// Chunks of a state are lost, but not the list that names them.
+    LoseChunks,
+    /// The same, and the first one that comes is passed on, as often as it comes.
+    PassOneChunk,
+}
+
+/// A message that brings a part of a state: `docs/format.md`.
+const CHUNK: u8 = 20;
+
+/// What a direction has passed on while it lost chunks.
+#[derive(Debug, Default)]
+struct Passed(Option<[u8; 16]>);
+
+impl Passed {
+    /// Whether this message goes on.
+    fn on(&mut self, mode: Mode, message: &[u8]) -> bool {
+        let (header, body) = message.split_at(MESSAGE_HEADER_SIZE);
+        let is_part = header[78] == CHUNK && !body.starts_with(b"CHRONLST");
+        let name: [u8; 16] = header[80..96].try_into().unwrap();
+        match mode {
+            Mode::Pass => true,
+            Mode::Lose => false,
+            Mode::LoseChunks => !is_part,
+            Mode::PassOneChunk => !is_part || *self.0.get_or_insert(name) == name,
+        }
+    }
 }
 
 /// Every direction between so many replicas.
@@ -95,6 +121,7 @@ async fn relay(
     let forward = async {
         let mut header = [0; MESSAGE_HEADER_SIZE];
         let mut message = Vec::new();
+        let mut passed = Passed::default();
         loop {
             from.read_exact(&mut header).await?;
             let size =
@@ -103,7 +130,8 @@ async fn relay(
             message.extend_from_slice(&header);
             message.resize(size, 0);
             from.read_exact(&mut message[MESSAGE_HEADER_SIZE..]).await?;
-            if *mode.borrow() == Mode::Pass {
+            let mode = *mode.borrow();
+            if passed.on(mode, &message) {
                 to.write_all(&message).await?;
             }
         }
