@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use chronon_storage::{
-    ChainReport, CheckpointReport, CopyReport, Disk, File, Inspection, LogReport, OpenError,
+    ChainReport, CheckpointReport, CopyReport, Disk, File, Inspection, LogReport, OpenError, PackDamage,
     ReadOnlyDirectory, SuperblockReport, inspect,
 };
 use chronon_vsr::{OpRef, Stamp, Status};
@@ -134,8 +134,23 @@ impl Verdict {
             );
             verdict.advice.push(format!("Look at what {file} is. Nothing writes to it or removes it."));
         }
+        let newest = inspection.checkpoints.iter().find(|checkpoint| checkpoint.op.is_some());
+        for PackDamage { file, position, places } in &inspection.scarred {
+            let others = match places {
+                1 => String::new(),
+                _ => format!(", and at {} places behind it", places - 1),
+            };
+            let cost = match newest {
+                Some(newest) if newest.damage.is_empty() => ": nothing that the newest checkpoint needs",
+                Some(_) | None => "",
+            };
+            verdict.is(
+                Health::Mendable,
+                format!("{file} was damaged after it was written: at byte {position} there is no header of a record any more{others}. What lay there counts as missing{cost}."),
+            );
+        }
         for checkpoint in &inspection.checkpoints {
-            verdict.checkpoint(checkpoint, is_alone(inspection));
+            verdict.checkpoint(checkpoint, newest, is_alone(inspection));
         }
         match verdict.health {
             Health::Healthy => verdict.meaning.push("Everything that counts is there and right.".to_owned()),
@@ -229,7 +244,15 @@ impl Verdict {
             self.is(Health::Mendable, format!("The wal holds what another data directory wrote, a group of it at byte {position}: superblock and wal do not belong together."));
             self.advice.push("Put back the file that belongs here, if there is one: one of the two was copied from another replica or from another time.".to_owned());
         } else if let Some((position, units)) = log.stray {
-            self.is(Health::Mendable, format!("{units} units of 512 bytes are bad in parts of the wal that hold nothing any more, the first at byte {position}: nothing is lost, but the disk damages data."));
+            let cost = if log.complete {
+                "that hold nothing any more: nothing is lost, but the disk damages data"
+            } else {
+                "in which no group is found any more: what they held can't be told"
+            };
+            self.is(
+                Health::Mendable,
+                format!("{units} units of 512 bytes are bad in parts of the wal, the first at byte {position}, {cost}."),
+            );
         }
         if !log.torn.is_empty() {
             let known = if alone {
@@ -275,7 +298,7 @@ impl Verdict {
         }
     }
 
-    fn checkpoint(&mut self, checkpoint: &CheckpointReport, alone: bool) {
+    fn checkpoint(&mut self, checkpoint: &CheckpointReport, newest: Option<&CheckpointReport>, alone: bool) {
         if checkpoint.damage.is_empty() {
             return;
         }
@@ -286,7 +309,32 @@ impl Verdict {
                 self.advice.push("Copy the directory away, and go back to a backup.".to_owned());
             }
             Some(op) => self.is(Health::Mendable, format!("{count} chunks of the checkpoint at op {op} are damaged or missing. The replica fetches them from its peers before it executes anything.")),
-            None => self.is(Health::Mendable, format!("{count} chunks of an older checkpoint ({}) are damaged or missing: nothing needs it any more.", checkpoint.root)),
+            None => self.older_checkpoint(checkpoint, newest, alone),
+        }
+    }
+
+    fn older_checkpoint(&mut self, older: &CheckpointReport, newest: Option<&CheckpointReport>, alone: bool) {
+        let (root, count) = (older.root, older.damage.len());
+        let what = match older.chunks {
+            Some(_) => format!("{count} of its chunks are damaged or missing"),
+            None => "the list of its chunks can't be read".to_owned(),
+        };
+        let beside = newest.and_then(|newest| newest.op).map_or(String::new(), |op| {
+            format!(", one beside the newest at op {op}: the checkpoint before it, or a backup")
+        });
+        let cost = match newest {
+            Some(newest) if newest.damage.is_empty() => "Nothing is lost while the newest is whole, as it is",
+            Some(_) => "The newest is not whole either: see above",
+            None => "No start needs it",
+        };
+        self.is(Health::Mendable, format!("The checkpoint {root} is incomplete ({what}){beside}. {cost}."));
+        let advice = if alone {
+            "For an older checkpoint there is nothing to mend: later ones take its place. As nobody else has this state, take a backup once the replica runs (`chronon backup`)."
+        } else {
+            "For an older checkpoint there is nothing to mend: later ones take its place."
+        };
+        if !self.advice.iter().any(|given| given == advice) {
+            self.advice.push(advice.to_owned());
         }
     }
 }
@@ -446,7 +494,8 @@ fn write_log(text: &mut String, log: &LogReport, chain: Option<&ChainReport>) ->
     if let Some((position, units)) = log.stray {
         writeln!(
             text,
-            "  byte {position} of the wal: {units} bad units in parts that hold nothing any more"
+            "  byte {position} of the wal: {units} bad units in parts {}",
+            if log.complete { "that hold nothing any more" } else { "in which no group is found any more" }
         )?;
     }
     for position in &log.torn {
@@ -459,8 +508,13 @@ fn write_checkpoints(text: &mut String, inspection: &Inspection) -> std::fmt::Re
     writeln!(text, "\ncheckpoints")?;
     let packs = inspection.packs;
     writeln!(text, "  {} packs of {} bytes", packs.packs, packs.bytes)?;
+    for PackDamage { file, position, places } in &inspection.scarred {
+        let places = if *places == 1 { String::new() } else { format!(", the first of {places} places") };
+        writeln!(text, "  {file}, byte {position}: the header of a record is damaged{places}")?;
+    }
     if inspection.checkpoints.is_empty() {
-        return writeln!(text, "  none was taken yet");
+        let none = if inspection.scarred.is_empty() { "none was taken yet" } else { "none can be read" };
+        return writeln!(text, "  {none}");
     }
     for checkpoint in &inspection.checkpoints {
         let which = checkpoint.op.map_or("an older one".to_owned(), |op| format!("at op {op}"));
@@ -583,6 +637,9 @@ fn as_json(inspection: &Inspection, verdict: &Verdict) -> Value {
         "packs": {
             "count": inspection.packs.packs,
             "bytes": inspection.packs.bytes,
+            "damaged": inspection.scarred.iter().map(|PackDamage { file, position, places }| {
+                json!({ "file": file.name(), "position": position, "places": places })
+            }).collect::<Vec<Value>>(),
             "unreadable": inspection.unreadable.iter().map(|(file, _)| file.name()).collect::<Vec<String>>(),
         },
         "refusal": inspection.refusal.as_ref().map(ToString::to_string),

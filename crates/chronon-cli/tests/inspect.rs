@@ -6,7 +6,10 @@ mod support;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use chronon_storage::{ChunkList, DataDirectory, Disk as _, File, Vault, perform};
+use chronon_vsr::Checksum;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
+use support::accounts::Accounts;
 use support::{Cluster, chronon, stderr, stdout};
 
 /// A cluster that has taken a few commands, with this replica stopped.
@@ -194,11 +197,94 @@ async fn an_inspection_of_the_only_replica_says_that_nobody_else_has_it() {
     assert!(text.contains("This is the only replica"), "{text}");
     flip(data.join("wal"), 400);
 
+    // Where nobody can tell what the log held, nobody says that nothing of it is lost.
+    let (wal, aside) = (data.join("wal"), data.join("aside"));
+    std::fs::rename(&wal, &aside).unwrap();
+    std::fs::write(&wal, vec![0xff; std::fs::metadata(&aside).unwrap().len() as usize]).unwrap();
+    let (code, _, text) = inspected(&data);
+    assert_eq!(code, 3, "{text}");
+    assert!(text.contains("in which no group is found any more: what they held can't be told"), "{text}");
+    assert!(!text.contains("nothing is lost"), "{text}");
+    std::fs::rename(&aside, &wal).unwrap();
+
     // What it does not need it does not have to ask for.
     flip(data.join("superblock"), 16 * 1024 + 100);
     let (code, _, text) = inspected(&data);
     assert_eq!(code, 2, "{text}");
     assert!(text.contains("it needs nothing of what is damaged") && !text.contains("peers"), "{text}");
+}
+
+/// Writes another checkpoint of one chunk beside those of a stopped replica, as if it had been taken before, and damages
+/// the header of that chunk. Returns its root, its pack, and where the header is.
+fn with_a_damaged_older_checkpoint(data: &Path) -> (Checksum, File, u64) {
+    let directory = DataDirectory::open(data).unwrap();
+    let mut disk = directory.disk().unwrap();
+    let identity = chronon_storage::inspect(&mut disk).superblock.unwrap().identity;
+    let mut vault = Vault::open(&mut disk, identity).unwrap();
+    let chunk = b"a part of a state before";
+    let id = Checksum::of_chunk(chunk);
+    vault.put(id, chunk);
+    let root = vault.put_list(ChunkList { chunks: vec![(id, chunk.len() as u32)] }).unwrap();
+    vault.finish(root);
+    while let Some(job) = vault.next_job() {
+        perform(&mut disk, &job).unwrap();
+        vault.done(job.id);
+    }
+    let pack = File::Pack(disk.packs().unwrap().into_iter().max().unwrap());
+    drop((disk, directory));
+    flip(data.join(pack.name()), 70);
+    (root, pack, 0)
+}
+
+/// Only its map and its list are left of it: it does not vanish from what is told.
+async fn tells_of_an_older_checkpoint(name: &str, replicas: usize, advice: &str) {
+    let mut cluster = Cluster::with_log(name, replicas, 16);
+    (0..replicas).for_each(|replica| cluster.start(replica));
+    let mut accounts = Accounts::of(&cluster).await;
+    let checkpoint = async |cluster: &Cluster| {
+        cluster.status(0).await.unwrap_or_default()["checkpoint"].as_u64().unwrap_or(0)
+    };
+    while checkpoint(&cluster).await == 0 {
+        accounts.open(64).await;
+    }
+    assert!(cluster.terminate(0));
+    let data = cluster.data(0);
+    assert_eq!(inspected(&data).0, 0);
+    let (root, pack, position) = with_a_damaged_older_checkpoint(&data);
+    let (code, told, text) = inspected(&data);
+    assert_eq!((code, &told["health"]), (2, &"damaged".into()), "{text}");
+    let damaged = serde_json::json!([{ "file": pack.name(), "position": position, "places": 1 }]);
+    assert_eq!(told["packs"]["damaged"], damaged, "{told}");
+    let newest = told["checkpoints"][0]["op"].as_u64().unwrap();
+    let older = told["checkpoints"].as_array().unwrap().iter().find(|of| of["root"] == root.to_string());
+    assert!(older.is_some_and(|older| older["op"].is_null() && older["damage"][0].is_string()), "{told}");
+    for words in [
+        format!("{pack}, byte {position}: the header of a record is damaged"),
+        format!("The checkpoint {root} is incomplete (1 of its chunks are damaged or missing)"),
+        format!("one beside the newest at op {newest}: the checkpoint before it, or a backup"),
+        "Nothing is lost while the newest is whole".to_owned(),
+        "What lay there counts as missing: nothing that the newest checkpoint needs.".to_owned(),
+        advice.to_owned(),
+    ] {
+        assert!(text.contains(&words), "{words}: {text}");
+    }
+    let verified = chronon(&["log", "verify", "--data", data.to_str().unwrap()]);
+    assert_eq!(verified.status.code(), Some(2));
+    assert!(stdout(&verified).contains("is incomplete"), "{verified:?}");
+    // Nothing of that keeps it from starting.
+    cluster.start(0);
+    accounts.open(8).await;
+    accounts.assert_all_there().await;
+}
+
+#[tokio::test]
+async fn an_older_checkpoint_that_lost_the_header_of_a_chunk_is_told() {
+    tells_of_an_older_checkpoint("inspect-older", 3, "there is nothing to mend").await;
+}
+
+#[tokio::test]
+async fn an_older_checkpoint_of_the_only_replica_that_lost_the_header_of_a_chunk_is_told() {
+    tells_of_an_older_checkpoint("inspect-older-alone", 1, "take a backup once the replica runs").await;
 }
 
 #[tokio::test]

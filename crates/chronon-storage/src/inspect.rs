@@ -1,5 +1,7 @@
 //! A look at a data directory: what is there, what is damaged, and what a start would make of it. Changes nothing.
 
+use std::collections::BTreeMap;
+
 use chronon_vsr::{
     Checksum, Incarnation, Mutations, Now, Op, OpRef, Options, Release, Replica, Ring, Standing, Status,
     Timing, VsrState,
@@ -7,14 +9,21 @@ use chronon_vsr::{
 
 use crate::group::{BLOCK, GroupHeader};
 use crate::open::{Read, layout_of, read, recovered, state_after};
+use crate::pack::{self, HEADER, Kind, MAGIC, Place, RecordHeader};
 use crate::scan::{DamagedGroup, Lost, Scan, Survey, scan};
 use crate::superblock::{self, COPIES, Copy, Superblock};
 use crate::{
-    ChunkDamage, CopyFault, Disk, Expect, File, Found, Identity, OpenError, Vault, VaultError, VaultUsage,
+    ChunkDamage, CopyFault, Disk, Expect, File, Found, Identity, OpenError, SECTOR_SIZE, Vault, VaultError,
+    VaultUsage,
 };
 
 /// No group is shorter.
 const FIRST_GROUP_MIN: u64 = BLOCK as u64;
+
+/// A log that was cut is looked at as if the rest of it were damaged: up to so many bytes of it, or so many times what is left. A
+/// superblock that tells of more is not believed, for memory and time are taken for all of it.
+const CUT_SIZE_MAX: u64 = 4 * 1024 * 1024 * 1024;
+const CUT_TIMES_MAX: u64 = 64;
 
 /// What a data directory holds. Made by the code that opens one.
 #[derive(Debug)]
@@ -35,6 +44,8 @@ pub struct Inspection {
     pub packs: VaultUsage,
     /// Packs that can't be opened, and why. A start passes over them: what they hold is missing.
     pub unreadable: Vec<(File, String)>,
+    /// Packs with places where a record was written and none can be found any more.
+    pub scarred: Vec<PackDamage>,
     /// Why a start would refuse, if it would.
     pub refusal: Option<OpenError>,
 }
@@ -160,6 +171,17 @@ pub struct CheckpointReport {
     pub damage: Vec<ChunkDamage>,
 }
 
+/// A pack in which headers of records are damaged. What is known of those records is known from elsewhere, or not at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackDamage {
+    /// The pack.
+    pub file: File,
+    /// The first block that begins a record and has no header that can be read.
+    pub position: u64,
+    /// How many such places there are; records that lay one behind another are one place.
+    pub places: usize,
+}
+
 /// Looks at the files of a data directory, reads every byte that counts, and checks it.
 pub fn inspect(disk: &mut dyn Disk) -> Inspection {
     let copies = superblock::read_copies(disk);
@@ -174,6 +196,7 @@ pub fn inspect(disk: &mut dyn Disk) -> Inspection {
         checkpoints: Vec::new(),
         packs: VaultUsage::default(),
         unreadable: Vec::new(),
+        scarred: Vec::new(),
         refusal: None,
     };
     let chosen = superblock::choose(copies).ok();
@@ -196,6 +219,7 @@ pub fn inspect(disk: &mut dyn Disk) -> Inspection {
                 && let Ok(layout) = layout_of(&chosen.superblock)
                 // Of a file without room for a group there is nothing to tell, and what is cut off is not bad bytes.
                 && let Ok(size @ FIRST_GROUP_MIN..) = disk.size(File::Wal)
+                && layout.size <= CUT_SIZE_MAX.max(size.saturating_mul(CUT_TIMES_MAX))
             {
                 let mut scan = scan(disk, &layout, &chosen.superblock, Mutations::NONE);
                 scan.survey.stray = scan.survey.stray.filter(|_| layout.size <= size);
@@ -210,7 +234,9 @@ pub fn inspect(disk: &mut dyn Disk) -> Inspection {
                 inspection.packs = vault.usage();
                 let unreadable = vault.unreadable().map(|(file, why)| (file, why.to_owned()));
                 inspection.unreadable = unreadable.collect();
-                inspection.checkpoints = checkpoints(disk, &mut vault, &superblock);
+                let gaps = Gaps::of(disk, &superblock.identity);
+                inspection.checkpoints = checkpoints(disk, &mut vault, &superblock, &gaps);
+                inspection.scarred = gaps.scarred;
             }
             Err(VaultError::Disk { doing, source }) => {
                 inspection.refusal.get_or_insert(OpenError::Disk { doing, source });
@@ -247,6 +273,7 @@ fn checkpoints(
     disk: &mut dyn Disk,
     vault: &mut Vault,
     superblock: &SuperblockReport,
+    gaps: &Gaps,
 ) -> Vec<CheckpointReport> {
     let current = superblock.state.checkpoint;
     let others: Vec<Checksum> = vault.roots().filter(|root| Some(*root) != current.root).collect();
@@ -255,9 +282,8 @@ fn checkpoints(
         let mut damage = vault.missing(disk, root, usize::MAX);
         let op = (Some(root) == current.root).then_some(current.entry.op);
         if op.is_none() && !damage.is_empty() {
-            // Nothing needs it, so its chunks may have gone with their packs, and only its map is left: no damage. Bytes that
-            // are there and wrong are.
-            damage.retain(|damage| matches!(damage.found, Found::Unreadable | Found::OtherBytes));
+            // Nothing needs it, so its chunks may have been given up, and only its map is left: no damage.
+            damage.retain(|damage| !gaps.may_be_given_up(root, damage));
             if damage.is_empty() {
                 return None;
             }
@@ -265,6 +291,98 @@ fn checkpoints(
         Some(CheckpointReport { root, op, chunks, damage })
     });
     reports.collect()
+}
+
+/// What packs hold between their records.
+#[derive(Debug, Default)]
+struct Gaps {
+    scarred: Vec<PackDamage>,
+    /// Packs with room that was given back: nothing but zeros.
+    hollow: Vec<File>,
+    /// The pack with the newest map of each checkpoint. Its list was put right before.
+    maps: BTreeMap<Checksum, File>,
+}
+
+impl Gaps {
+    /// Hops from record to record as a start does, and looks at what lies between them.
+    fn of(disk: &mut dyn Disk, identity: &Identity) -> Gaps {
+        let mut gaps = Gaps::default();
+        for number in disk.packs().unwrap_or_default() {
+            let file = File::Pack(number);
+            // One that can't be opened is told as a whole.
+            let Ok(size) = disk.flush(file).and_then(|()| disk.size(file)) else { continue };
+            gaps.look(disk, identity, number, size);
+        }
+        gaps
+    }
+
+    fn look(&mut self, disk: &mut dyn Disk, identity: &Identity, pack: u64, size: u64) {
+        let file = File::Pack(pack);
+        let mut block = vec![0; pack::BLOCK];
+        // Of the gap that is being read: where it starts, whether it is all zeros, and its first damaged header.
+        let mut gap: Option<(u64, bool, Option<u64>)> = None;
+        let mut position = 0;
+        loop {
+            let ends = size < position + pack::BLOCK as u64;
+            let read = !ends && disk.read(file, position, &mut block).is_ok();
+            let header = block.first_chunk::<HEADER>().filter(|_| read);
+            let header =
+                header.and_then(|header| RecordHeader::decode(identity, Place { pack, position }, header));
+            let whole = header.filter(|header| position + header.length() as u64 <= size);
+            if ends || whole.is_some() {
+                match gap.take() {
+                    Some((_, true, _)) => self.hollow.push(file),
+                    Some((_, false, Some(scar))) => self.scarred(file, scar),
+                    Some((_, false, None)) | None => {}
+                }
+            }
+            if ends {
+                return;
+            }
+            if let Some(header) = whole {
+                if let Kind::Map { root } = header.kind {
+                    self.maps.insert(root, file);
+                }
+                position += header.length() as u64;
+                continue;
+            }
+            let (start, zeros, scar) = gap.get_or_insert((position, true, None));
+            // A crash leaves parts of what was being written: sectors as they were to be, and zeros. So behind a record there
+            // is the header of another, even if that one's end is missing, or a sector of zeros.
+            let begins = position == *start && block[..SECTOR_SIZE].iter().any(|byte| *byte != 0);
+            let names_itself = block[16..16 + MAGIC.len()] == MAGIC;
+            if !read || header.is_none() && (begins || names_itself) {
+                scar.get_or_insert(position);
+            }
+            let zero = read && block.iter().all(|byte| *byte == 0);
+            *zeros &= zero;
+            position += pack::BLOCK as u64;
+        }
+    }
+
+    fn scarred(&mut self, file: File, position: u64) {
+        match self.scarred.last_mut().filter(|scarred| scarred.file == file) {
+            Some(scarred) => scarred.places += 1,
+            None => self.scarred.push(PackDamage { file, position, places: 1 }),
+        }
+    }
+
+    fn is_scarred(&self, file: File) -> bool {
+        self.scarred.iter().any(|scarred| scarred.file == file)
+    }
+
+    /// Whether this is missing because nothing needed the checkpoint any more, as far as can be known: its pack was removed,
+    /// or its room within the pack was given back. Bytes that are there and wrong are damage.
+    fn may_be_given_up(&self, root: Checksum, damage: &ChunkDamage) -> bool {
+        match (damage.found, damage.file) {
+            (Found::FileGone, _) => true,
+            (Found::NoRecord, Some(file)) => self.hollow.contains(&file) && !self.is_scarred(file),
+            (Found::NoRecord | Found::Nothing, _) => {
+                self.maps.get(&root).is_none_or(|file| !self.is_scarred(*file))
+            }
+            (Found::Unreadable | Found::OtherBytes, _) => false,
+        }
+    }
 }
 
 impl CopyReport {

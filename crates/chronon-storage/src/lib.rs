@@ -29,8 +29,8 @@ pub use directory::{DataDirectory, RealDisk};
 pub use disk::{Disk, File, Step, perform, perform_step};
 pub use group::wal_size;
 pub use inspect::{
-    ChainReport, CheckpointReport, CopyReport, Inspection, LogDamage, LogReport, SuperblockReport, inspect,
-    replica_at_rest,
+    ChainReport, CheckpointReport, CopyReport, Inspection, LogDamage, LogReport, PackDamage,
+    SuperblockReport, inspect, replica_at_rest,
 };
 pub use journal::{GroupDamage, Job, JobId, Journal, WalScrubbed};
 pub use list::{CHUNKS_MAX, ChunkList, ListError};

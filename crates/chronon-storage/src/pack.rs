@@ -14,7 +14,8 @@ pub(crate) const BLOCK: usize = 4096;
 /// Bytes of a record's header.
 pub(crate) const HEADER: usize = 96;
 
-const MAGIC: [u8; 8] = *b"CHRONCHK";
+/// Stands in each header, behind its checksum.
+pub(crate) const MAGIC: [u8; 8] = *b"CHRONCHK";
 
 /// The most bytes that a record can hold before compression. A map is at most as long as its list, see `ChunkList`.
 pub(crate) const CONTENT_MAX: usize = CHUNK_LIST_SIZE_MAX;

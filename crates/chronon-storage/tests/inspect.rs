@@ -5,9 +5,9 @@ mod support;
 
 use chronon_storage::{
     ChunkList, CopyFault, CopyReport, DataDirectory, Disk, Expect, File, Found, Inspection, MemoryDisk,
-    OpenError, ReadOnlyDirectory, Vault, format, inspect, open, perform,
+    OpenError, Operation, ReadOnlyDirectory, UnflushedDisk, Vault, format, inspect, open, perform, wal_size,
 };
-use chronon_vsr::{Checkpoint, Checksum, Digest, Mutations, Op, Prng, Release, Write, WriteNumber};
+use chronon_vsr::{Checkpoint, Checksum, Digest, Mutations, Op, Prng, Release, Ring, Write, WriteNumber};
 use support::*;
 
 const COPY: usize = 16 * 1024;
@@ -168,6 +168,31 @@ fn what_a_refused_directory_still_holds_is_told() {
     assert!(0 < inspection.log.unwrap().entries);
 }
 
+/// Whoever wrote it: memory for all of it would be more than there is, and reading it would take for ever.
+#[test]
+fn a_superblock_that_tells_of_a_log_without_measure_is_refused_and_not_followed() {
+    for bits in [36, 40, 50, 60] {
+        let mut disk = story(3);
+        let huge = Ring { log: 1 << bits, ..ring() };
+        let wal = wal_size(&huge).unwrap();
+        for copy in disk.bytes_mut(File::Superblock).chunks_mut(COPY) {
+            // docs/format.md: where the sizes stand, and the checksum of a copy.
+            copy[120..128].copy_from_slice(&huge.log.to_le_bytes());
+            copy[152..160].copy_from_slice(&wal.to_le_bytes());
+            let checksum = Checksum::of(&copy[16..]);
+            copy[..16].copy_from_slice(&checksum.to_bytes());
+        }
+        let inspection = inspect(&mut disk);
+        let refusal = inspection.refusal.unwrap();
+        assert!(
+            matches!(refusal, OpenError::WrongSize { file: File::Wal, expected, .. } if expected == wal),
+            "{refusal}"
+        );
+        assert_eq!(inspection.superblock.unwrap().wal_size, wal);
+        assert!(inspection.log.is_none());
+    }
+}
+
 #[test]
 fn a_chunk_that_is_gone_or_damaged_is_named() {
     let mut disk = story(3);
@@ -201,6 +226,85 @@ fn a_checkpoint_that_was_let_go_is_no_damage_and_rot_in_one_is() {
     let inspection = inspect(&mut disk);
     let [damage] = inspection.checkpoints[1].damage.as_slice() else { panic!("one chunk: {inspection:?}") };
     assert_eq!((damage.file, damage.found), (Some(File::Pack(second)), Found::OtherBytes));
+}
+
+/// Nothing is known of a record without its header, but that it was there: from the map of its checkpoint, and from its place.
+#[test]
+fn damaged_headers_of_records_are_told_in_the_newest_checkpoint_and_in_one_before() {
+    let block = 4096_usize;
+    let mut whole = story(3);
+    let chunks: Vec<Vec<u8>> = (20..24_u8).map(|n| vec![n; 6000]).collect();
+    let older = finish(&mut whole, &chunks.iter().collect::<Vec<_>>());
+    let [newest, pack] = whole.packs().unwrap()[..] else { panic!("two packs") };
+    let (newest, pack) = (File::Pack(newest), File::Pack(pack));
+    let inspection = inspect(&mut whole.clone());
+    assert!(is_whole(&inspection) && inspection.scarred.is_empty(), "{inspection:?}");
+    assert_eq!(inspection.checkpoints.len(), 2);
+
+    // Four chunks, a list and a map, of one block each.
+    for (blocks, missing) in [(0..1, 1), (2..4, 2), (1..4, 3), (4..5, 1)] {
+        let mut disk = whole.clone();
+        let first = blocks.start * block;
+        blocks.for_each(|record| disk.bytes_mut(pack)[record * block + 20] ^= 1);
+        let inspection = inspect(&mut disk);
+        let [scar] = inspection.scarred.as_slice() else { panic!("one pack: {inspection:?}") };
+        assert_eq!((scar.file, scar.position, scar.places), (pack, first as u64, 1));
+        let [_, checkpoint] = inspection.checkpoints.as_slice() else { panic!("two: {inspection:?}") };
+        assert_eq!((checkpoint.root, checkpoint.damage.len()), (older, missing), "{inspection:?}");
+        assert!(inspection.checkpoints[0].damage.is_empty());
+    }
+    // Its map names a checkpoint: without it, and without all the rest, the place is still told.
+    for blocks in [5..6, 0..6] {
+        let mut disk = whole.clone();
+        let first = blocks.start * block;
+        blocks.for_each(|record| disk.bytes_mut(pack)[record * block + 50] ^= 1);
+        let inspection = inspect(&mut disk);
+        let [scar] = inspection.scarred.as_slice() else { panic!("one pack: {inspection:?}") };
+        assert_eq!((scar.file, scar.position, inspection.checkpoints.len()), (pack, first as u64, 1));
+    }
+    // A block that can't be read at all.
+    let mut disk = UnflushedDisk::new(whole.clone()).with_hook(Box::new(move |operation| match operation {
+        Operation::Read { file, position: 4096, .. } if file == pack => Err(std::io::Error::other("bad")),
+        _ => Ok(()),
+    }));
+    let inspection = inspect(&mut disk);
+    assert_eq!((inspection.scarred[0].position, inspection.checkpoints[1].damage.len()), (4096, 1));
+    // And several places in several packs.
+    let mut disk = whole;
+    [0, 1, 3].into_iter().for_each(|record| disk.bytes_mut(pack)[record * block + 70] ^= 1);
+    disk.bytes_mut(newest)[20] ^= 1;
+    let inspection = inspect(&mut disk);
+    let told = inspection.scarred.iter().map(|scar| (scar.file, scar.position, scar.places));
+    assert_eq!(told.collect::<Vec<_>>(), [(newest, 0, 1), (pack, 0, 2)]);
+    assert_eq!(inspection.checkpoints.iter().map(|of| of.damage.len()).collect::<Vec<_>>(), [1, 3]);
+}
+
+/// What nothing needs is given up within its pack where room is short, and a crash leaves parts of what it interrupted.
+#[test]
+fn room_that_was_given_back_and_writes_that_were_interrupted_are_no_damage() {
+    let mut disk = story(3);
+    let chunks: Vec<Vec<u8>> = (20..24_u8).map(|n| vec![n; 6000]).collect();
+    finish(&mut disk, &chunks.iter().collect::<Vec<_>>());
+    let pack = File::Pack(disk.packs().unwrap()[1]);
+    disk.bytes_mut(pack)[4096..3 * 4096].fill(0);
+    let inspection = inspect(&mut disk);
+    assert!(is_whole(&inspection) && inspection.scarred.is_empty(), "{inspection:?}");
+    assert_eq!(inspection.checkpoints.len(), 1, "{inspection:?}");
+
+    // Of a record of three blocks any sectors may be there.
+    let mut prng = Prng::new(4);
+    let noise: Vec<u8> = (0..9000).map(|_| prng.next_u64() as u8).collect();
+    let mut whole = story(3);
+    finish(&mut whole, &[&noise]);
+    let record = whole.bytes(pack)[..3 * 4096].to_vec();
+    for seed in 0..200 {
+        let mut disk = story(3);
+        let mut torn = record[..4096 * (1 + prng.below(3) as usize)].to_vec();
+        torn.chunks_mut(UNIT).filter(|_| prng.chance(1, 2)).for_each(|sector| sector.fill(0));
+        disk.write(pack, 0, &torn).unwrap();
+        let inspection = inspect(&mut disk);
+        assert!(is_whole(&inspection) && inspection.scarred.is_empty(), "{seed}: {inspection:?}");
+    }
 }
 
 /// Flips, zeros, noise, cuts and swaps with an older copy, anywhere, many at once.
