@@ -7,7 +7,7 @@ use chronon_vsr::{
     Timing, VsrState,
 };
 
-use crate::group::{BLOCK, GroupHeader};
+use crate::group::{BLOCK, GroupHeader, RECORD};
 use crate::open::{Read, layout_of, read, recovered, state_after};
 use crate::pack::{self, HEADER, Kind, MAGIC, Place, RecordHeader};
 use crate::scan::{DamagedGroup, Lost, Scan, Survey, scan};
@@ -210,7 +210,8 @@ pub fn inspect(disk: &mut dyn Disk) -> Inspection {
     match read(disk, Expect::default(), Mutations::NONE) {
         Ok(read) => {
             inspection.log = Some(LogReport::of(&read.scan, disk));
-            inspection.chain = Some(ChainReport::of(&replica_of(read)));
+            let wal_size = read.layout.size;
+            inspection.chain = Some(ChainReport::of(&replica_of(read), wal_size));
         }
         // What can't be opened may still hold something.
         Err(refusal) => {
@@ -450,8 +451,12 @@ impl LogDamage {
 }
 
 impl ChainReport {
-    fn of(replica: &Replica) -> ChainReport {
+    fn of(replica: &Replica, wal_size: u64) -> ChainReport {
         let (start, head) = (replica.log_start(), replica.head());
+        // What lies further from both ends than a log can reach is not here, whatever a superblock says of its head.
+        let reach = wal_size / RECORD as u64;
+        let skips_from = Op::new(start.value().saturating_add(reach));
+        let skips_to = Op::new(head.value().saturating_sub(reach)).max(skips_from);
         let mut report = ChainReport {
             status: replica.status(),
             start,
@@ -459,12 +464,15 @@ impl ChainReport {
             head,
             linked: 0,
             missing: Vec::new(),
-            unnamed: 0,
+            unnamed: skips_to.value() - skips_from.value(),
             broken: None,
         };
         let mut before: Option<Checksum> = None;
         let mut op = start;
         while op <= head {
+            if op == skips_from && skips_from < skips_to {
+                (op, before) = (skips_to, None);
+            }
             before = match replica.standing(op) {
                 Standing::Held(entry) => {
                     if before.is_some_and(|before| before != entry.header().parent) {

@@ -7,7 +7,9 @@ use chronon_storage::{
     ChunkList, CopyFault, CopyReport, DataDirectory, Disk, Expect, File, Found, Inspection, MemoryDisk,
     OpenError, Operation, ReadOnlyDirectory, UnflushedDisk, Vault, format, inspect, open, perform, wal_size,
 };
-use chronon_vsr::{Checkpoint, Checksum, Digest, Mutations, Op, Prng, Release, Ring, Write, WriteNumber};
+use chronon_vsr::{
+    Checkpoint, Checksum, Digest, Mutations, Op, OpRef, Prng, Release, Ring, Write, WriteNumber,
+};
 use support::*;
 
 const COPY: usize = 16 * 1024;
@@ -191,6 +193,22 @@ fn a_superblock_that_tells_of_a_log_without_measure_is_refused_and_not_followed(
         assert_eq!(inspection.superblock.unwrap().wal_size, wal);
         assert!(inspection.log.is_none());
     }
+}
+
+/// A replica that was away for long may know of ops that it never had; nobody lives to count all that a number can say.
+#[test]
+fn ops_far_ahead_of_the_log_are_counted_and_not_looked_at_one_by_one() {
+    let mut disk = story(3);
+    let (mut journal, recovered) = reopen(&mut disk);
+    let mut state = recovered.state;
+    let head = Op::new(1 << 60);
+    state.commit_max = OpRef { op: head, checksum: Checksum::of(b"far ahead") };
+    state.suffix.clear();
+    journal.submit(Write::Superblock { number: WriteNumber::ZERO.next(), state });
+    drain(&mut disk, &mut journal);
+    let chain = inspect(&mut disk).chain.unwrap();
+    assert_eq!((chain.head, chain.broken, chain.missing.as_slice()), (head, None, &[chain.commit_max][..]));
+    assert_eq!(chain.linked + chain.unnamed + 1, head.value() - chain.start.value() + 1);
 }
 
 #[test]
