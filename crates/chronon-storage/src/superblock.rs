@@ -399,13 +399,14 @@ fn encode_state(w: &mut Writer<'_>, state: &VsrState) {
     }
 }
 
-/// What every replica takes for granted: a divisor is none that is zero, and it speaks in its own epoch of a log that it
-/// has taken in.
+/// What every replica takes for granted: a divisor is none that is zero, it speaks in its own epoch of a log that it has
+/// taken in, and its suffix begins where the commit point is.
 fn is_consistent(ring: &Ring, state: &VsrState) -> bool {
-    let VsrState { membership, stamp, log_stamp, .. } = state;
+    let VsrState { membership, stamp, log_stamp, suffix, commit_max, .. } = state;
     let log_stamp = log_stamp.stamp();
     let epochs_agree = [stamp.epoch, log_stamp.epoch].iter().all(|epoch| *epoch == membership.epoch);
-    0 < ring.checkpoint_interval && epochs_agree && log_stamp <= *stamp
+    let begins_there = suffix.iter().all(|header| commit_max.op <= header.op);
+    0 < ring.checkpoint_interval && epochs_agree && log_stamp <= *stamp && begins_there
 }
 
 fn decode_state(r: &mut Reader<'_>) -> Option<VsrState> {
