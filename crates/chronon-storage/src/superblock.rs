@@ -606,6 +606,15 @@ mod tests {
     }
 
     #[test]
+    fn a_superblock_whose_commit_point_is_above_a_header_of_its_suffix_is_none() {
+        let mut odd = superblock(3);
+        odd.state.commit_max.op = Op::new(2);
+        let mut bytes = vec![0; COPIES * COPY_SIZE];
+        odd.encode(&mut bytes);
+        assert!(matches!(decode_copy(&bytes[..COPY_SIZE], 0), Err(CopyFault::Malformed)));
+    }
+
+    #[test]
     fn the_largest_state_fits_and_more_faulty_entries_become_uncertainty() {
         let mut full = superblock(1);
         let header = full.state.suffix[0].clone();

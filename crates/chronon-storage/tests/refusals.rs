@@ -261,9 +261,8 @@ fn a_wal_of_another_disk_is_garbage() {
 
 #[test]
 fn a_superblock_that_contradicts_itself_is_refused_though_its_checksum_is_right() {
-    // The checkpoint interval; and for three voters the stamp's epoch, the log stamp's epoch and view, and the op of the
-    // commit point behind a suffix of one header.
-    for (at, value) in [(128, 0), (253, 7), (269, 7), (277, 9), (489, 5)] {
+    // The checkpoint interval; and for three voters the stamp's epoch, the log stamp's epoch and view.
+    for (at, value) in [(128, 0), (253, 7), (269, 7), (277, 9)] {
         let mut disk = formatted(3);
         for copy in disk.bytes_mut(File::Superblock).chunks_mut(16 * 1024) {
             copy[at..at + 8].copy_from_slice(&u64::to_le_bytes(value));
