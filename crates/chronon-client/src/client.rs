@@ -317,6 +317,7 @@ impl Inner {
                 }
                 Ok(Ok(Answer::NotExecuted(NotExecuted::Expired))) => {
                     why = NotExecuted::Expired;
+                    self.route.leave(place);
                     search.in_vain().await;
                 }
                 Ok(Ok(Answer::NotExecuted(
@@ -373,6 +374,7 @@ impl Inner {
                 }
                 Ok(Ok(Answer::NotExecuted(NotExecuted::Expired))) => {
                     why = NotExecuted::Expired;
+                    self.route.leave(place);
                     search.in_vain().await;
                 }
                 Ok(Ok(Answer::NotExecuted(

@@ -256,7 +256,11 @@ impl World {
                 self.reach("Busy");
                 self.client_not_executed(number);
             }
-            Answer::NotExecuted(NotExecuted::Expired) => self.client_not_executed(number),
+            // Its own time-out would have been a moment later.
+            Answer::NotExecuted(NotExecuted::Expired) => {
+                self.client_looks_elsewhere(number, None);
+                self.client_not_executed(number);
+            }
             Answer::NotExecuted(NotExecuted::Refused { .. } | NotExecuted::TooLarge { .. }) => {
                 let asked = in_words(&kind, &*self.workload);
                 let what = format!("{id}, {asked}, is refused: {answer:?}");
@@ -492,7 +496,10 @@ fn answer_in_words(answer: &Answer, workload: &dyn Workload) -> String {
 
 #[cfg(test)]
 mod tests {
+    use chronon_kernel::Contract;
+
     use super::*;
+    use crate::{BankWorkload, Config};
 
     /// Seed 351: an overload fed itself on repeats. Seed 157: a client waited for a stopped replica for most of a minute.
     #[test]
@@ -504,5 +511,24 @@ mod tests {
         assert_eq!(waits.last(), Some(&Duration::from_secs(4)));
         let patient = Duration::from_secs(10);
         assert!((0..60).all(|attempts| patience(patient, attempts) == patient));
+    }
+
+    /// Seed 462313832488: a client asked a mute replica for two minutes, whose "expired" came a moment before its own time-out
+    /// each time.
+    #[test]
+    fn a_client_whose_request_has_expired_looks_elsewhere() {
+        let leaves = |seed| {
+            let mut config = Config::calm(3, seed);
+            (config.clients.clients, config.clients.calls) = (1, 1);
+            let mut world = World::new(config, Box::new(BankWorkload::new(Contract::AtMostOnce)));
+            while world.clients[1].call.is_none() {
+                assert!(world.step());
+            }
+            let call = world.clients[1].call.as_ref().unwrap();
+            let (id, token, before) = (call.id, *call.tokens.first().unwrap(), world.clients[1].target);
+            world.client_answer(1, id, token, Answer::NotExecuted(NotExecuted::Expired));
+            before != world.clients[1].target
+        };
+        assert!((0..8).any(leaves));
     }
 }

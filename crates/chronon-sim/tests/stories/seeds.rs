@@ -42,7 +42,7 @@ fn many_threads_stop_at_the_last_number_that_there_is() {
 }
 
 /// Each has a row in docs/simulation.md.
-const FOUND_A_BUG: [u64; 29] = [
+const FOUND_A_BUG: [u64; 30] = [
     27,
     46,
     88,
@@ -72,6 +72,7 @@ const FOUND_A_BUG: [u64; 29] = [
     596_344_272_097,
     500_000_110,
     857_289_192_515,
+    462_313_832_488,
 ];
 
 #[test]
