@@ -96,6 +96,8 @@ pub enum Abdication {
     Diverged,
     /// Its wall clock is more than a second from where a quorum's agree that it is.
     ClockOff,
+    /// It hears a quorum whose disks are well, its own is too, and yet it has committed nothing for long.
+    NotCommitting,
     /// An operator, or a clean shutdown, asked for it.
     Asked,
 }

@@ -404,6 +404,8 @@ pub struct Replica {
     reads: RemoteReads,
     read_number: u64,
     stalls: u32,
+    /// How often it gave up because it committed nothing.
+    not_committing: u32,
     /// How often it gave the primacy up as diverged in its present quarantine.
     handed_over: u32,
     /// All pauses of the intake.

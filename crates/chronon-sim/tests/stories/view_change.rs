@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use chronon_sim::{ALL, Cluster, Envelope, Fate, Fault, SinkBehaviour, World};
-use chronon_vsr::{Command, Duration, Event, Op, Payload, ReplicaId, Role};
+use chronon_vsr::{Abdication, Command, Duration, Event, Op, Payload, ReplicaId, Role};
 
 fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -13,6 +13,10 @@ fn millis(millis: u64) -> Duration {
 
 fn command(envelope: &Envelope) -> Command {
     envelope.message.payload.command()
+}
+
+fn is_not_committing(event: &Event) -> bool {
+    matches!(event, Event::Abdicated { why: Abdication::NotCommitting, .. })
 }
 
 fn is_primary_started(event: &Event) -> bool {
@@ -110,14 +114,15 @@ fn who_knows_more_to_be_committed_than_the_new_primary_votes_for_it_after_a_rest
         c.replica(third).crash();
         c.replica(old).crash().restart();
         c.unfilter().submit(2);
+        c.assert_no_event(is_not_committing);
         c.replica(third).restart();
         c.settle().assert_committed(ALL, 7);
     }
 }
 
-// Scenarios 2 and 30.
-#[test]
-fn who_has_a_state_beyond_what_the_new_primary_knows_to_be_committed_votes_for_what_it_covers() {
+/// One backup fetches the old primary's state, which is beyond what the new primary knows to be committed. Then the old one
+/// dies: once the state has come, or before.
+fn the_state_is_beyond_what_the_new_primary_knows(it_comes: bool) {
     for seed in 0..6 {
         let mut c = Cluster::new(3).seed(seed).tiny_log(1);
         c.submit(2).settle();
@@ -160,18 +165,51 @@ fn who_has_a_state_beyond_what_the_new_primary_knows_to_be_committed_votes_for_w
         });
         c.filter(move |e| {
             let others = [e.from, e.to] == [old, new] || [e.from, e.to] == [new, old];
-            let is_chunk_of_new = e.from == new && command(e) == Command::Chunk;
-            let lost = others || is_chunk_of_new || command(e) == Command::PrepareOk;
+            let is_chunk = command(e) == Command::Chunk && !(it_comes && e.from == old);
+            let lost = others || is_chunk || command(e) == Command::PrepareOk;
             if lost { Fate::Lose } else { Fate::Pass }
         });
-        c.until("the state has come", move |world| {
-            world.replica(third).is_some_and(|replica| covered <= replica.checkpoint().entry.op)
+        c.until("the state has come, or is asked for", move |world| {
+            let third = world.replica(third).expect("it runs");
+            let asked = third.sync_progress().map_or(Op::ROOT, |sync| sync.op);
+            covered <= if it_comes { third.checkpoint().entry.op } else { asked }
         });
         assert!(known(&mut c, new) < covered, "seed {seed}");
         c.replica(old).crash();
         c.unfilter().submit(2);
+        c.assert_no_event(is_not_committing);
         c.replica(old).restart();
         c.settle();
+    }
+}
+
+// Scenarios 2 and 30.
+#[test]
+fn who_has_a_state_beyond_what_the_new_primary_knows_to_be_committed_votes_for_what_it_covers() {
+    the_state_is_beyond_what_the_new_primary_knows(true);
+}
+
+// Scenarios 2, 28 and 30.
+#[test]
+fn who_fetches_a_state_whose_only_holder_is_gone_takes_an_older_one_that_helps_too() {
+    the_state_is_beyond_what_the_new_primary_knows(false);
+}
+
+// Scenario 2.
+#[test]
+fn a_primary_that_hears_everybody_and_commits_nothing_hands_over() {
+    for seed in 0..3 {
+        let mut c = Cluster::new(3).seed(seed);
+        c.submit(2).settle();
+        let deaf = c.primary();
+        c.filter(move |e| {
+            let lost = e.to == deaf && command(e) == Command::PrepareOk;
+            if lost { Fate::Lose } else { Fate::Pass }
+        });
+        c.submit(2);
+        c.assert_event(deaf, is_not_committing);
+        assert_ne!(c.primary(), deaf, "seed {seed}");
+        c.unfilter().settle().assert_committed(ALL, 4);
     }
 }
 

@@ -391,7 +391,7 @@ impl Replica {
         }
     }
 
-    /// The best checkpoint that somebody offers, of a committed op not below `least`: one that a quorum holds will be
+    /// The best checkpoint that somebody offers who is there, of a committed op not below `least`: one that a quorum holds will be
     /// there longest, and the newest leaves least to replay.
     fn best_offer(&self, least: Op) -> Option<Checkpoint> {
         let most = self.log.committed().op;
@@ -399,7 +399,8 @@ impl Replica {
             let op = offer.entry.op;
             offer.root.is_some() && least <= op && op <= most && self.log.checkpoint().entry.op < op
         };
-        let trusted = self.peers.offers().filter(|(replica, _)| self.is_trusted(*replica));
+        let trusted =
+            self.peers.offers().filter(|(replica, _)| self.is_trusted(*replica) && self.is_there(*replica));
         let offers: Vec<Checkpoint> = trusted.map(|(_, offer)| offer).filter(fits).collect();
         let held_by = |offer: &Checkpoint| offers.iter().filter(|other| *other == offer).count();
         let rank = |offer: &Checkpoint| (self.quorums.replication <= held_by(offer), offer.entry.op);
@@ -503,12 +504,15 @@ impl Replica {
         }
     }
 
-    /// Nobody has a chunk any more: the cluster has moved on. Says whether there is something newer to fetch.
+    /// Nobody who is there has a chunk: the cluster has moved on, or who offered it has gone. Says whether there is something
+    /// else to fetch that brings this replica further.
     fn turn_to_another_checkpoint(&mut self) -> bool {
-        let Some(transfer) = &self.checkpoints.transfer else { return false };
-        let least = transfer.target.entry.op.max(self.committed_out).next();
+        let Some(Transfer { target: present, .. }) = self.checkpoints.transfer else { return false };
+        let least = if self.is_quarantined() { Op::ROOT } else { self.committed_out.next() };
         match self.best_offer(least) {
-            Some(target) if self.checkpoints.asked.is_none_or(|(_, asked)| asked != transfer.target) => {
+            Some(target)
+                if target != present && self.checkpoints.asked.is_none_or(|(_, asked)| asked != present) =>
+            {
                 self.start_transfer(target);
                 true
             }

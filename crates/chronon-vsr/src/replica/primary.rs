@@ -20,6 +20,10 @@ const DISK_HEALTHY: Duration = Duration::from_millis(250);
 /// A view this young is not given up for a slow disk; doubles each time that it happens.
 const STALL_PATIENCE: Duration = Duration::from_secs(10);
 
+/// So long a primary waits for votes that a quorum with good disks could give; doubles each time that it happens. Whatever
+/// they lack, the next view may have it: each tells it what it knows to be committed.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(10);
+
 /// A diverged primary hands over at once. The view that comes back to it while nobody else could lead is kept this long
 /// before it hands over again; doubles each time that it happens, up to the longest back-off.
 const DIVERGED_PATIENCE: Duration = Duration::from_secs(1);
@@ -40,6 +44,8 @@ pub(crate) struct Leading {
     pub(crate) rounds: Rounds,
     heartbeat_at: Instant,
     resend: Retry,
+    /// The commit point when it was last looked at, and since when something above it waits.
+    waiting: (Op, Instant),
     /// What each voter last said of its disk, and when.
     disks: BTreeMap<ReplicaId, (Duration, Instant)>,
     pub(super) pauses: Pauses,
@@ -65,6 +71,7 @@ impl Leading {
             rounds: Rounds::new(),
             heartbeat_at: now,
             resend: Retry::never(),
+            waiting: (Op::ROOT, now),
             disks: BTreeMap::new(),
             pauses: Pauses::new(),
             abdicating: None,
@@ -411,6 +418,11 @@ impl Replica {
         // Log time keeps to the quorum's clocks all the same; but what is due would be looked at too late or too often.
         let is_off = 3 <= self.quorums.voters && self.clocks() == Clocks::OwnIsOff;
 
+        let patience = COMMIT_PATIENCE * 2_u32.saturating_pow(self.not_committing.min(10));
+        let is_stuck = patience <= self.commit_awaited()
+            && self.disk_age.at(now) < DISK_HEALTHY
+            && self.quorums.replication.max(self.quorums.view_change) <= 1 + others_healthy;
+
         let kept = match self.handed_over.checked_sub(1) {
             None => Duration::ZERO,
             Some(before) => DIVERGED_PATIENCE * 2_u32.saturating_pow(before.min(10)),
@@ -418,6 +430,7 @@ impl Replica {
         let has_diverged = self.is_quarantined() && self.has_trusted_peer();
         let is_kept = now.since(self.since) < kept.min(timing.backoff_max);
 
+        let Part::Leading(leading) = &self.part else { return };
         match leading.abdicating {
             None if has_diverged && !is_kept => {
                 self.handed_over += 1;
@@ -430,6 +443,10 @@ impl Replica {
             }
             None if is_full => self.abdicate(Abdication::DiskFull),
             None if is_off => self.abdicate(Abdication::ClockOff),
+            None if is_stuck => {
+                self.not_committing += 1;
+                self.abdicate(Abdication::NotCommitting);
+            }
             None => {}
             Some((why, since)) => {
                 let is_over = match why {
@@ -438,6 +455,7 @@ impl Replica {
                     Abdication::DiskFull => self.room == Room::Enough,
                     Abdication::Diverged => !has_diverged,
                     Abdication::ClockOff => !is_off,
+                    Abdication::NotCommitting => !is_stuck,
                     Abdication::Asked => STEP_DOWN_PATIENCE < now.since(since),
                 };
                 // Nobody took over, and the cause is gone: it still leads.
@@ -447,6 +465,16 @@ impl Replica {
                 }
             }
         }
+    }
+
+    /// For how long nothing was committed though something waits for it.
+    fn commit_awaited(&mut self) -> Duration {
+        let (committed, head, now) = (self.log.committed().op, self.head(), self.now.monotonic);
+        let Part::Leading(leading) = &mut self.part else { return Duration::ZERO };
+        if committed == head || leading.waiting.0 < committed {
+            leading.waiting = (committed, now);
+        }
+        now.since(leading.waiting.1)
     }
 
     /// Gives the primacy up: asks the others to move on and falls silent. Needs no disk.

@@ -88,6 +88,7 @@ impl Replica {
             reads: RemoteReads::new(),
             read_number: 0,
             stalls: 0,
+            not_committing: 0,
             handed_over: 0,
             paused_total: Duration::ZERO,
             role: Role::Changing { stamp },
