@@ -92,6 +92,9 @@ struct Sizes {
 impl Sizes {
     fn of(ring: &Ring) -> Option<Sizes> {
         const GATHERED_MAX: u64 = 2 * 1024 * 1024;
+        if ring.checkpoint_interval == 0 {
+            return None;
+        }
         let body_blocks = (ring.charge_max / BLOCK as u64).checked_sub(2)?;
         let body_max = body_blocks.checked_mul(BLOCK_CONTENT as u64)?;
         let group_bodies_max = usize::try_from(body_max.max(GATHERED_MAX.min(ring.log / 16))).ok()?;

@@ -124,6 +124,8 @@ impl Superblock {
     }
 
     fn encode_shared(&self, bytes: &mut [u8]) {
+        // Rather no superblock than one that no start takes.
+        assert!(is_consistent(&self.ring, &self.state), "{:?}", self.state);
         let mut w = Writer::new(bytes);
         w.u64(self.sequence);
         w.put(&self.parent.to_bytes());
@@ -400,13 +402,23 @@ fn encode_state(w: &mut Writer<'_>, state: &VsrState) {
 }
 
 /// What every replica takes for granted: a divisor is none that is zero, it speaks in its own epoch of a log that it has
-/// taken in, and its suffix begins where the commit point is.
+/// taken in, and its suffix rises from the commit point, no further than a pipeline.
 fn is_consistent(ring: &Ring, state: &VsrState) -> bool {
     let VsrState { membership, stamp, log_stamp, suffix, commit_max, .. } = state;
     let log_stamp = log_stamp.stamp();
     let epochs_agree = [stamp.epoch, log_stamp.epoch].iter().all(|epoch| *epoch == membership.epoch);
-    let begins_there = suffix.iter().all(|header| commit_max.op <= header.op);
-    0 < ring.checkpoint_interval && epochs_agree && log_stamp <= *stamp && begins_there
+    let is_near = |header: &EntryHeader| {
+        commit_max.op <= header.op && header.op.since(commit_max.op) <= chronon_vsr::PIPELINE_MAX
+    };
+    let ascends = suffix.windows(2).all(|pair| pair[0].op < pair[1].op);
+    let is_sane = |number: u64| number <= u64::MAX / 2;
+    0 < ring.checkpoint_interval
+        && epochs_agree
+        && log_stamp <= *stamp
+        && suffix.iter().all(is_near)
+        && ascends
+        && is_sane(commit_max.op.value())
+        && is_sane(stamp.view.value())
 }
 
 fn decode_state(r: &mut Reader<'_>) -> Option<VsrState> {
@@ -606,19 +618,35 @@ mod tests {
     }
 
     #[test]
-    fn a_superblock_whose_commit_point_is_above_a_header_of_its_suffix_is_none() {
-        let mut odd = superblock(3);
-        odd.state.commit_max.op = Op::new(2);
-        let mut bytes = vec![0; COPIES * COPY_SIZE];
-        odd.encode(&mut bytes);
-        assert!(matches!(decode_copy(&bytes[..COPY_SIZE], 0), Err(CopyFault::Malformed)));
+    fn a_state_that_no_replica_can_have_is_told_from_others() {
+        let Superblock { ring, state, .. } = superblock(3);
+        assert!(is_consistent(&ring, &state));
+        let header = state.suffix[0].clone();
+        let far = EntryHeader { op: Op::new(1 + chronon_vsr::PIPELINE_MAX), ..header.clone() };
+        let later = Stamp { view: View::new(9), ..state.stamp };
+        let elsewhere = Stamp { epoch: Epoch::new(1), ..state.stamp };
+        let last = Stamp { view: View::new(u64::MAX), ..state.stamp };
+        let at = |op| OpRef { op: Op::new(op), ..state.commit_max };
+        for odd in [
+            VsrState { commit_max: at(2), ..state.clone() },
+            VsrState { commit_max: at(u64::MAX), suffix: Vec::new(), ..state.clone() },
+            VsrState { suffix: vec![header.clone(), header], ..state.clone() },
+            VsrState { suffix: vec![far], ..state.clone() },
+            VsrState { log_stamp: LogStamp::adopted(later), ..state.clone() },
+            VsrState { stamp: elsewhere, ..state.clone() },
+            VsrState { stamp: last, ..state.clone() },
+        ] {
+            assert!(!is_consistent(&ring, &odd), "{odd:?}");
+        }
+        assert!(!is_consistent(&Ring { checkpoint_interval: 0, ..ring }, &state));
     }
 
     #[test]
     fn the_largest_state_fits_and_more_faulty_entries_become_uncertainty() {
         let mut full = superblock(1);
         let header = full.state.suffix[0].clone();
-        full.state.suffix = vec![header; SUFFIX_MAX];
+        let at = |op| EntryHeader { op: Op::new(op), ..header.clone() };
+        full.state.suffix = (0..SUFFIX_MAX as u64).map(at).collect();
         let peer = full.state.peers[0];
         full.state.peers = vec![peer; PEERS_MAX];
         let member = full.state.membership.voters[0];
