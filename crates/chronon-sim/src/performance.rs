@@ -40,10 +40,15 @@ struct Delays {
 /// three.
 const CHECKPOINT_MAX: Duration = Duration::from_millis(2);
 
+/// A log in which a checkpoint follows every other op waits for checkpoints, in whatever state its voters are.
+const CHECKPOINTS_APART_MIN: u64 = 3;
+
 /// Whether this cluster can be measured: a backup must be dispensable, with nobody in quarantine, callers must not be told to come back, and the
 /// log must not wait for checkpoints most of the time.
 pub(crate) fn is_measurable(world: &World) -> bool {
-    if CHECKPOINT_MAX < world.config().pace.checkpoint {
+    let config = world.config();
+    let ops_apart = config.ring.checkpoint_interval / chronon_vsr::charge(0);
+    if CHECKPOINT_MAX < config.pace.checkpoint || ops_apart < CHECKPOINTS_APART_MIN {
         return false;
     }
     if world.replicas().into_iter().any(|replica| world.is_quarantined(replica)) {
@@ -166,4 +171,27 @@ fn stretch(world: &mut World, how: &str) -> Result<Option<Delays>, Violation> {
     delays.sort_unstable();
     let of = |share: usize| delays.get(delays.len() * share / 100).copied().unwrap_or_default();
     Ok((MEASURED / 2 <= delays.len()).then(|| Delays { p50: of(50), p99: of(99) }))
+}
+
+#[cfg(test)]
+mod tests {
+    use chronon_kernel::Contract;
+    use chronon_vsr::charge;
+
+    use super::*;
+    use crate::{BankWorkload, Config};
+
+    /// Seed 462313838685: a checkpoint for every other op, and what waits for it, was taken for the price of a stalled disk.
+    #[test]
+    fn a_log_that_waits_for_checkpoints_is_not_measured() {
+        let is_measurable = |ops: u64, checkpoint| {
+            let mut config = Config::calm(3, 1);
+            config.ring.checkpoint_interval = ops * charge(0);
+            config.pace.checkpoint = checkpoint;
+            is_measurable(&World::new(config, Box::new(BankWorkload::new(Contract::AtMostOnce))))
+        };
+        assert!(is_measurable(3, CHECKPOINT_MAX));
+        assert!(!is_measurable(2, CHECKPOINT_MAX));
+        assert!(!is_measurable(3, CHECKPOINT_MAX + Duration::from_micros(1)));
+    }
 }
