@@ -92,7 +92,7 @@ mutations! {
     OwnVoteBeforeFlush,
     /// A primary gives log time by its own wall clock alone.
     LogTimeFromOneClock,
-    /// A primary never sends again what was not acked.
+    /// A primary never sends again what was not acked, nor hands over for it.
     NeverResend,
     /// A backup takes what an older stamp's primary says.
     OldPrimaryStillHeard,

@@ -420,6 +420,7 @@ impl Replica {
 
         let patience = COMMIT_PATIENCE * 2_u32.saturating_pow(self.not_committing.min(10));
         let is_stuck = patience <= self.commit_awaited()
+            && !self.options.mutations.breaks(Mutation::NeverResend)
             && self.disk_age.at(now) < DISK_HEALTHY
             && self.quorums.replication.max(self.quorums.view_change) <= 1 + others_healthy;
 
