@@ -148,7 +148,7 @@ fn the_state_is_beyond_what_the_new_primary_knows(it_comes: bool) {
         });
         c.run(millis(60));
         let known = |c: &mut Cluster, id| c.world().replica(id).expect("it runs").commit_max().op;
-        let covered = c.checkpoint(old).unwrap();
+        let covered = c.checkpoint(old).expect("it has taken one");
         assert!(known(&mut c, new) < covered, "seed {seed}");
         // The next view has these two and hears no vote. The old one offers its state, and nobody else sends chunks.
         c.filter(move |e| {
