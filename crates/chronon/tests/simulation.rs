@@ -476,6 +476,10 @@ const CLOCK_IN_GENESIS: u8 = 0;
 const QUERY_PANICS: u8 = 1;
 const CLOCK_IN_QUERY: u8 = 2;
 
+fn nanos_of_the_clock() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.subsec_nanos().into())
+}
+
 impl<const WHERE: u8> StateMachine for Odd<WHERE> {
     type Command = u64;
     type Reply = ();
@@ -488,7 +492,7 @@ impl<const WHERE: u8> StateMachine for Odd<WHERE> {
     fn genesis() -> Odd<WHERE> {
         let mut born = Table::new();
         if WHERE == CLOCK_IN_GENESIS {
-            born.insert(0, SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos().into());
+            born.insert(0, nanos_of_the_clock());
         }
         Odd { born }
     }
@@ -498,9 +502,9 @@ impl<const WHERE: u8> StateMachine for Odd<WHERE> {
     }
 
     fn query(&self, _: &QueryContext, number: u64) -> u64 {
-        assert!(WHERE != QUERY_PANICS || number % 7 != 0, "asked for {number}");
+        assert!(WHERE != QUERY_PANICS || !number.is_multiple_of(7), "asked for {number}");
         if WHERE == CLOCK_IN_QUERY {
-            return SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos().into();
+            return nanos_of_the_clock();
         }
         self.born.get(&number).copied().unwrap_or_default()
     }
