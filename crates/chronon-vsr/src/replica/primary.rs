@@ -419,7 +419,9 @@ impl Replica {
         let is_off = 3 <= self.quorums.voters && self.clocks() == Clocks::OwnIsOff;
 
         let patience = COMMIT_PATIENCE * 2_u32.saturating_pow(self.not_committing.min(10));
-        let is_stuck = patience <= self.commit_awaited()
+        let awaited = self.commit_awaited();
+        let is_stuck = 1 < self.quorums.voters
+            && patience <= awaited
             && !self.options.mutations.breaks(Mutation::NeverResend)
             && self.disk_age.at(now) < DISK_HEALTHY
             && self.quorums.replication.max(self.quorums.view_change) <= 1 + others_healthy;
@@ -456,7 +458,10 @@ impl Replica {
                     Abdication::DiskFull => self.room == Room::Enough,
                     Abdication::Diverged => !has_diverged,
                     Abdication::ClockOff => !is_off,
-                    Abdication::NotCommitting => !is_stuck,
+                    // Its patience has grown meanwhile: what counts is that nothing waits any more, or that nobody came.
+                    Abdication::NotCommitting => {
+                        awaited < COMMIT_PATIENCE || STEP_DOWN_PATIENCE < now.since(since)
+                    }
                     Abdication::Asked => STEP_DOWN_PATIENCE < now.since(since),
                 };
                 // Nobody took over, and the cause is gone: it still leads.
