@@ -205,7 +205,7 @@ fn a_primary_that_hears_everybody_and_commits_nothing_hands_over() {
         // Its word that it gives up is lost at first, and is said again.
         let mut lost_words = 0;
         c.filter(move |e| {
-            let is_word = e.from == deaf && command(e) == Command::StartViewChange && lost_words < 4;
+            let is_word = e.from == deaf && command(e) == Command::StartViewChange && lost_words < 12;
             lost_words += u32::from(is_word);
             let lost = is_word || e.to == deaf && command(e) == Command::PrepareOk;
             if lost { Fate::Lose } else { Fate::Pass }
